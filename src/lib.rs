@@ -1,0 +1,15 @@
+//! One ClearML task, run truly: see `execute` for the story, the other modules for its parts.
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod console;
+pub mod execute;
+pub mod journal;
+pub mod monitor;
+pub mod process;
+pub mod python;
+pub mod secret;
+pub mod server;
+pub mod source;
+pub mod task;
