@@ -1,1 +1,211 @@
+//! The command line: what was typed, as types. What it means together with the configuration is
+//! decided in `execute::settings`.
 
+use std::path::PathBuf;
+
+use clap::builder::styling::Styles;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::server::ServerArgs;
+use crate::server::demo::DemoArgs;
+
+/// Run one ClearML task: check out its code, build its Python environment, run its script, and
+/// keep its log, figures and status on the server true.
+#[derive(Debug, Parser)]
+#[command(name = "clearml-agent", version, propagate_version = true, styles = Styles::plain())]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct GlobalArgs {
+    /// Configuration file to use in place of ~/clearml.conf
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
+    /// Tell each step in detail on standard error
+    #[arg(long, global = true)]
+    pub debug: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run one task, given by its id
+    Execute(Box<ExecuteArgs>),
+    /// Serve a small ClearML-compatible API, for trials, tests and CI
+    Server(ServerArgs),
+    /// Show the whole way on this machine: a server, a task, and `execute` running it
+    Demo(DemoArgs),
+}
+
+/// `execute`, with the flags of the Python agent's command.
+#[derive(Debug, Args)]
+pub struct ExecuteArgs {
+    /// Id of the task to run
+    #[arg(long, value_name = "TASK_ID", value_parser = task_id, help_heading = "Task")]
+    pub id: String,
+    /// Run a copy of the task ("Clone of NAME") and leave the task itself untouched
+    #[arg(long, help_heading = "Task", conflicts_with = "require_queue")]
+    pub clone: bool,
+    /// Run only if the task waits in a queue: it is taken out of it, and of several agents that
+    /// try, exactly one runs it (for Slurm, Kubernetes and other schedulers)
+    #[arg(long, help_heading = "Task")]
+    pub require_queue: bool,
+
+    /// Run inside a Docker container: IMAGE and its `docker run` arguments, as one quoted string
+    /// or as separate words
+    #[arg(long, value_name = "IMAGE ARGS", num_args = 0.., help_heading = "Where it runs")]
+    pub docker: Option<Vec<String>>,
+    /// Use only what is on this machine: no clone, no installation
+    #[arg(long, help_heading = "Where it runs")]
+    pub standalone_mode: bool,
+    /// GPUs the task may see: 0, or 0,1,2, or all (sets NVIDIA_VISIBLE_DEVICES)
+    #[arg(
+        long,
+        value_name = "GPUS",
+        help_heading = "Where it runs",
+        conflicts_with = "cpu_only"
+    )]
+    pub gpus: Option<String>,
+    /// Let the task see no GPU
+    #[arg(long, help_heading = "Where it runs")]
+    pub cpu_only: bool,
+    /// Run Python with -O; twice for -OO
+    #[arg(short = 'O', action = ArgAction::Count, help_heading = "Where it runs")]
+    pub optimize: u8,
+
+    /// User name for the task's git repository
+    #[arg(long, value_name = "USER", help_heading = "Git")]
+    pub git_user: Option<String>,
+    /// Password or access token for the task's git repository; other users of this machine can see
+    /// it here: CLEARML_AGENT_GIT_PASS keeps it to yourself
+    #[arg(long, value_name = "PASSWORD", help_heading = "Git")]
+    pub git_pass: Option<String>,
+
+    /// Also write the task's output to this file, which stays
+    #[arg(long, value_name = "FILE", help_heading = "Log and monitoring")]
+    pub log_file: Option<PathBuf>,
+    /// Send no log and no machine figures to the server; the status is still kept
+    #[arg(
+        long,
+        help_heading = "Log and monitoring",
+        conflicts_with = "full_monitoring"
+    )]
+    pub disable_monitoring: bool,
+    /// Send the set-up's log to the server too
+    #[arg(long, help_heading = "Log and monitoring")]
+    pub full_monitoring: bool,
+    /// Log level of the ClearML SDK in the task, in any case
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        ignore_case = true,
+        default_value = "INFO",
+        help_heading = "Log and monitoring"
+    )]
+    pub log_level: LogLevel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "UPPER")]
+pub enum LogLevel {
+    Debug,
+    Info,
+    Warn,
+    Warning,
+    Error,
+    Critical,
+}
+
+impl LogLevel {
+    /// The name that the SDK's logging knows.
+    pub fn name(self) -> &'static str {
+        match self {
+            LogLevel::Debug => "DEBUG",
+            LogLevel::Info => "INFO",
+            LogLevel::Warn => "WARN",
+            LogLevel::Warning => "WARNING",
+            LogLevel::Error => "ERROR",
+            LogLevel::Critical => "CRITICAL",
+        }
+    }
+}
+
+/// A task id is used in paths and messages, so it is checked to be one: letters and digits.
+/// Surrounding blanks, left by copy and paste, are dropped.
+fn task_id(text: &str) -> Result<String, String> {
+    let id = text.trim();
+    if id.is_empty()
+        || !id
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    {
+        return Err(
+            "a task id is 32 letters and digits (in the web UI: the ID button of the task)".into(),
+        );
+    }
+    Ok(id.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn execute(words: &[&str]) -> Result<ExecuteArgs, clap::Error> {
+        let argv = ["clearml-agent", "execute", "--id", "t1"]
+            .iter()
+            .chain(words);
+        match Cli::try_parse_from(argv)?.command {
+            Command::Execute(args) => Ok(*args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn docker_takes_nothing_a_string_or_words() {
+        assert_eq!(execute(&[]).unwrap().docker, None);
+        assert_eq!(execute(&["--docker"]).unwrap().docker, Some(vec![]));
+        let quoted = execute(&["--docker", "image --ipc=host"]).unwrap();
+        assert_eq!(quoted.docker, Some(vec!["image --ipc=host".to_owned()]));
+        let words = execute(&["--docker", "image", "word", "--clone"]).unwrap();
+        assert_eq!(
+            words.docker,
+            Some(vec!["image".to_owned(), "word".to_owned()])
+        );
+        assert!(words.clone);
+    }
+
+    #[test]
+    fn log_level_is_taken_in_any_case() {
+        assert_eq!(
+            execute(&["--log-level", "warning"]).unwrap().log_level,
+            LogLevel::Warning
+        );
+        assert_eq!(execute(&[]).unwrap().log_level, LogLevel::Info);
+        assert!(execute(&["--log-level", "loud"]).is_err());
+    }
+
+    #[test]
+    fn optimisation_counts() {
+        assert_eq!(execute(&["-O", "-O"]).unwrap().optimize, 2);
+        assert_eq!(execute(&["-OO"]).unwrap().optimize, 2);
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        assert!(execute(&["--gpus", "0", "--cpu-only"]).is_err());
+        assert!(execute(&["--clone", "--require-queue"]).is_err());
+        assert!(execute(&["--disable-monitoring", "--full-monitoring"]).is_err());
+        assert!(Cli::try_parse_from(["clearml-agent", "execute"]).is_err());
+        assert!(Cli::try_parse_from(["clearml-agent", "execute", "--id", "a/../b"]).is_err());
+    }
+}

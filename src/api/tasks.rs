@@ -1,0 +1,198 @@
+//! The `tasks` service.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::error::{ApiError, subcode};
+use super::retry::Patience;
+use super::session::Session;
+use crate::task::{Requirements, Status, Task};
+
+/// `status_reason` and `status_message` of a status change; each change replaces both.
+#[derive(Debug, Clone, Copy)]
+pub struct StatusNote<'a> {
+    pub reason: &'a str,
+    pub message: &'a str,
+}
+
+/// A final status that the agent writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinalStatus {
+    Completed,
+    Failed,
+    Stopped,
+}
+
+/// Whether a final status was taken.
+#[derive(Debug, PartialEq, Eq)]
+pub enum StatusWrite {
+    Written,
+    /// The task already has a status that does not lead to the asked one (the script set it, or
+    /// somebody reset the task): it was left as it is.
+    NotFromHere {
+        message: String,
+    },
+}
+
+/// The task's document. `Ok(None)`: the server knows no such task.
+pub async fn get_by_id(session: &Session, id: &str) -> Result<Option<Task>, ApiError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        task: Task,
+    }
+    match session
+        .call::<Answer>("tasks.get_by_id", &json!({"task": id}), Patience::Start)
+        .await
+    {
+        Ok(answer) => Ok(Some(answer.task)),
+        Err(error) if error.is_refusal(subcode::INVALID_TASK_ID) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What an agent looks at while the task runs.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Standing {
+    pub status: Status,
+    #[serde(default)]
+    pub status_message: Option<String>,
+}
+
+/// The task's present status. `Ok(None)`: it was deleted.
+pub async fn standing(session: &Session, id: &str) -> Result<Option<Standing>, ApiError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        #[serde(default)]
+        tasks: Vec<Standing>,
+    }
+    let request = json!({
+        "id": [id], "only_fields": ["status", "status_message"], "search_hidden": true,
+    });
+    let answer: Answer = session
+        .call("tasks.get_all", &request, Patience::Passing)
+        .await?;
+    Ok(answer.tasks.into_iter().next())
+}
+
+/// Copies a task; gives the copy's id. Its status is `created`.
+pub async fn clone(session: &Session, source: &Task) -> Result<String, ApiError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        id: String,
+    }
+    let request = json!({
+        "task": source.id,
+        "new_task_name": format!("Clone of {}", source.name),
+        "new_task_parent": source.parent.as_ref().unwrap_or(&source.id),
+    });
+    let answer: Answer = session
+        .call("tasks.clone", &request, Patience::Start)
+        .await?;
+    Ok(answer.id)
+}
+
+/// Takes the task out of its queue and sets it `in_progress`. No claim: any number of callers
+/// succeed. `false`: the task was neither queued nor running.
+pub async fn dequeue(session: &Session, id: &str) -> Result<bool, ApiError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        #[serde(default)]
+        updated: u32,
+    }
+    let request = json!({"task": id, "new_status": "in_progress"});
+    let answer: Answer = session
+        .call("tasks.dequeue", &request, Patience::Start)
+        .await?;
+    Ok(answer.updated > 0)
+}
+
+/// Sets the task `in_progress`. `force`: whatever its status.
+pub async fn started(
+    session: &Session,
+    id: &str,
+    note: StatusNote<'_>,
+    force: bool,
+) -> Result<(), ApiError> {
+    let request = json!({
+        "task": id, "force": force,
+        "status_reason": note.reason, "status_message": note.message,
+    });
+    session
+        .call::<Value>("tasks.started", &request, Patience::Persistent)
+        .await
+        .map(drop)
+}
+
+/// Writes the final status, from `in_progress` or what the server allows besides; never by force.
+pub async fn finish(
+    session: &Session,
+    id: &str,
+    status: FinalStatus,
+    note: StatusNote<'_>,
+) -> Result<StatusWrite, ApiError> {
+    let endpoint = match status {
+        FinalStatus::Completed => "tasks.completed",
+        FinalStatus::Failed => "tasks.failed",
+        FinalStatus::Stopped => "tasks.stopped",
+    };
+    let request = json!({
+        "task": id, "force": false,
+        "status_reason": note.reason, "status_message": note.message,
+    });
+    match session
+        .call::<Value>(endpoint, &request, Patience::Persistent)
+        .await
+    {
+        Ok(_) => Ok(StatusWrite::Written),
+        Err(ApiError::Refused {
+            code: 400,
+            subcode: subcode::INVALID_TASK_STATUS,
+            message,
+            ..
+        }) => Ok(StatusWrite::NotFromHere { message }),
+        Err(error) => Err(error),
+    }
+}
+
+/// Records the commit that was run. Only this key is sent: the server merges `script`.
+pub async fn set_version_num(session: &Session, id: &str, commit: &str) -> Result<(), ApiError> {
+    let request = json!({"task": id, "force": true, "script": {"version_num": commit}});
+    session
+        .call::<Value>("tasks.edit", &request, Patience::Passing)
+        .await
+        .map(drop)
+}
+
+/// Replaces `script.requirements` as a whole.
+pub async fn set_requirements(
+    session: &Session,
+    id: &str,
+    requirements: &Requirements,
+) -> Result<(), ApiError> {
+    let request = json!({"task": id, "requirements": requirements});
+    session
+        .call::<Value>("tasks.set_requirements", &request, Patience::Passing)
+        .await
+        .map(drop)
+}
+
+/// Replaces `runtime` as a whole: read it first and keep what others put there.
+pub async fn set_runtime(
+    session: &Session,
+    id: &str,
+    runtime: &serde_json::Map<String, Value>,
+) -> Result<(), ApiError> {
+    let request = json!({"task": id, "force": true, "runtime": runtime});
+    session
+        .call::<Value>("tasks.edit", &request, Patience::Passing)
+        .await
+        .map(drop)
+}
+
+/// Tells the server that somebody still runs the task.
+pub async fn ping(session: &Session, id: &str) -> Result<(), ApiError> {
+    session
+        .call::<Value>("tasks.ping", &json!({"task": id}), Patience::Passing)
+        .await
+        .map(drop)
+}

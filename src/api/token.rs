@@ -1,0 +1,73 @@
+//! What the agent reads of the server's token (a JWT): when it ends. The signature is the server's
+//! business.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
+
+use crate::secret::Secret;
+
+/// A bearer token and its life, in seconds since the epoch.
+#[derive(Debug, Clone)]
+pub struct Token {
+    pub value: Secret,
+    life: Option<Life>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct Life {
+    exp: u64,
+    #[serde(default)]
+    iat: u64,
+}
+
+impl Token {
+    /// Takes any text: a token that is no JWT is just never known to be near its end.
+    pub fn new(value: impl Into<String>) -> Self {
+        let value = value.into();
+        let life = value
+            .split('.')
+            .nth(1)
+            .and_then(|payload| URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok())
+            .and_then(|json| serde_json::from_slice(&json).ok());
+        Self {
+            value: Secret::new(value),
+            life,
+        }
+    }
+
+    /// Whether a new one should be fetched before the next call: less than a tenth of its life is
+    /// left, at most an hour and at least ten seconds.
+    pub fn ends_soon(&self, now: u64) -> bool {
+        let Some(life) = self.life else { return false };
+        let whole = life.exp.saturating_sub(life.iat);
+        let margin = (whole / 10).clamp(10.min(whole / 2), 3600);
+        now + margin >= life.exp
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(payload: &str) -> Token {
+        Token::new(format!("e30.{}.sig", URL_SAFE_NO_PAD.encode(payload)))
+    }
+
+    #[test]
+    fn a_token_is_renewed_before_it_ends() {
+        let month = token(r#"{"iat": 1000000, "exp": 3592000}"#);
+        assert!(!month.ends_soon(1_000_000));
+        assert!(!month.ends_soon(3_588_000));
+        assert!(month.ends_soon(3_588_400));
+        let short = token(r#"{"iat": 100, "exp": 104}"#);
+        assert!(!short.ends_soon(100));
+        assert!(short.ends_soon(102));
+    }
+
+    #[test]
+    fn an_opaque_token_is_used_until_refused() {
+        assert!(!Token::new("opaque").ends_soon(u64::MAX / 2));
+        assert!(!token("not json").ends_soon(0));
+    }
+}

@@ -1,0 +1,183 @@
+//! Taking hold of the task. After this the task is ours to end; a refusal leaves it as it was.
+
+use std::time::Duration;
+
+use crate::api::tasks::{self, StatusNote};
+use crate::api::{ApiError, Session, queues};
+use crate::console::Console;
+use crate::task::{Status, Task};
+
+/// A task that this agent has set in progress. Only [`claim`] makes one, and whoever has one must
+/// see to it that a final status is written.
+#[derive(Debug)]
+pub struct Claimed(Task);
+
+impl Claimed {
+    pub fn task(&self) -> &Task {
+        &self.0
+    }
+}
+
+/// How the task is to be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Whatever its status, as a person at a shell wants it.
+    Any,
+    /// Only out of a queue, and only if nobody else takes it.
+    FromQueue,
+    /// A copy of it.
+    Clone,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error(
+        "the server {host} has no task {id}. Is the id complete, and is this the right server and workspace \
+         (`api.api_server`, `api.credentials`)?"
+    )]
+    NoSuchTask { id: String, host: String },
+    #[error(
+        "task {id} is not waiting in a queue (its status is {status}), and --require-queue asks for that: \
+         enqueue it, or leave --require-queue out"
+    )]
+    NotQueued { id: String, status: Status },
+    #[error(
+        "task {id} was taken out of its queue by another agent in the same moment: it runs there"
+    )]
+    TakenByAnother { id: String },
+    #[error("task {id} is {status} and cannot be changed: run a copy of it with --clone")]
+    ReadOnly { id: String, status: Status },
+    #[error(transparent)]
+    Api(#[from] ApiError),
+}
+
+/// Takes the task `id`; says what it did on `console`.
+pub async fn claim(
+    session: &Session,
+    id: &str,
+    mode: Mode,
+    worker: &str,
+    console: &Console,
+) -> Result<Claimed, Refused> {
+    let mut task = fetch(session, id).await?;
+    match mode {
+        Mode::Clone => {
+            let copy = tasks::clone(session, &task).await?;
+            console.say(format!("Cloned task {id}: new task id={copy}"));
+            task = fetch(session, &copy).await?;
+        }
+        Mode::FromQueue => {
+            let queue = take_from_queue(session, &task).await?;
+            console.say(format!("Took task {id} out of queue {queue}"));
+        }
+        Mode::Any => match task.status {
+            Status::Published | Status::Publishing => {
+                return Err(Refused::ReadOnly {
+                    id: id.to_owned(),
+                    status: task.status,
+                });
+            }
+            Status::Queued => {
+                tasks::dequeue(session, id).await?;
+                console.say(format!("Took task {id} out of its queue"));
+            }
+            Status::InProgress => console.say(format!(
+                "Note: task {id} is in_progress already; running it all the same \
+                 (--require-queue refuses a task that runs elsewhere)"
+            )),
+            _ => {}
+        },
+    }
+    // The one `started` of the run: a later one would wipe out a request to stop, which the server
+    // keeps in the status message.
+    let message = changed_by(worker);
+    let note = StatusNote {
+        reason: "worker started execution",
+        message: &message,
+    };
+    tasks::started(session, &task.id, note, true).await?;
+    Ok(Claimed(task))
+}
+
+/// The status message that names the worker, as the Python agent words it.
+pub fn changed_by(worker: &str) -> String {
+    format!("Changed by clearml-agent {worker}")
+}
+
+async fn fetch(session: &Session, id: &str) -> Result<Task, Refused> {
+    tasks::get_by_id(session, id)
+        .await?
+        .ok_or_else(|| Refused::NoSuchTask {
+            id: id.to_owned(),
+            host: session.host().to_owned(),
+        })
+}
+
+/// Removes the task's queue entry, the one call that only one agent can win; gives the queue's id.
+///
+/// The answer to that call can be lost. Then the entry is gone and nobody can say who has it: the
+/// winner shows by changing the status soon; if none does, the entry is put back and raced for again.
+async fn take_from_queue(session: &Session, task: &Task) -> Result<String, Refused> {
+    const RACES: u32 = 3;
+    let id = &task.id;
+    let not_queued = |status| Refused::NotQueued {
+        id: id.clone(),
+        status,
+    };
+    if task.status != Status::Queued {
+        return Err(not_queued(task.status));
+    }
+    let mut answer_lost = false;
+    for _ in 0..RACES {
+        let queue = match &task.execution.queue {
+            Some(queue) if !queue.is_empty() => queue.clone(),
+            _ => queue_holding(session, id)
+                .await?
+                .ok_or_else(|| not_queued(task.status))?,
+        };
+        let lost = match queues::remove_task(session, &queue, id).await {
+            Ok(true) => return Ok(queue),
+            Ok(false) => None,
+            Err(error @ ApiError::Unreachable { .. }) => Some(error),
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(error) = lost {
+            tracing::debug!(%error, "the answer to the claim was lost");
+            answer_lost = true;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        }
+        // Not in the queue that the task names: it may have been moved to another one.
+        if let Some(other) = queue_holding(session, id).await? {
+            if queues::remove_task(session, &other, id).await? {
+                return Ok(other);
+            }
+        } else if answer_lost && stays_queued(session, id).await? {
+            queues::add_task(session, &queue, id).await?;
+            answer_lost = false;
+            continue;
+        }
+        return Err(Refused::TakenByAnother { id: id.clone() });
+    }
+    Err(Refused::TakenByAnother { id: id.clone() })
+}
+
+async fn queue_holding(session: &Session, task: &str) -> Result<Option<String>, ApiError> {
+    let queues = queues::get_all(session).await?;
+    let holding = queues
+        .into_iter()
+        .find(|q| q.entries.iter().any(|entry| entry.task == task));
+    Ok(holding.map(|queue| queue.id))
+}
+
+/// Whether the task is still `queued` after the time in which any winner would have started it.
+async fn stays_queued(session: &Session, task: &str) -> Result<bool, ApiError> {
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        match tasks::standing(session, task).await? {
+            Some(standing) if standing.status == Status::Queued => {}
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}

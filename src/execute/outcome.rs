@@ -1,0 +1,255 @@
+//! How a run ended, and what follows from it alone: the task's status and reason, the last line of
+//! the log, the agent's exit code.
+
+use crate::api::tasks::FinalStatus;
+
+/// Every way in which a claimed task can end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The script ended by itself.
+    Exited { code: i32 },
+    /// A signal that this agent did not send ended the script.
+    Signalled { signal: i32 },
+    /// The run was asked to stop, and did.
+    Stopped(StopCause),
+    /// The script was never started, or could not be followed.
+    Failed { stage: Stage, cause: String },
+}
+
+/// Who asked for the stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopCause {
+    /// The agent got this signal.
+    Signal(i32),
+    /// The server: an abort, a reset, or the task is gone.
+    Server { what: String },
+}
+
+/// Where a run that failed was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Reading the task: what it asks for cannot be run by anybody.
+    Task,
+    Checkout,
+    Environment,
+    Launch,
+    /// Something of the agent's own: its folders, its log.
+    Agent,
+}
+
+/// The agent's own exit codes: sysexits(3), so that they are told from a script's. Usage errors
+/// have 2, as with the Python agent.
+pub mod exit {
+    /// The task asks for something that cannot be run.
+    pub const TASK: u8 = 65;
+    /// The task, its repository or its commit is not there.
+    pub const NOT_FOUND: u8 = 66;
+    /// The server does not answer.
+    pub const NO_SERVER: u8 = 69;
+    /// A defect or a limit of the agent or its machine.
+    pub const AGENT: u8 = 70;
+    /// The Python environment could not be built.
+    pub const ENVIRONMENT: u8 = 72;
+    /// A file that was asked for cannot be written.
+    pub const CANNOT_WRITE: u8 = 73;
+    /// The task is not to be had: not queued, or another agent has it.
+    pub const NOT_CLAIMED: u8 = 75;
+    /// The server does not accept the credentials.
+    pub const NOT_ALLOWED: u8 = 77;
+    /// The configuration is missing or wrong.
+    pub const CONFIG: u8 = 78;
+}
+
+/// What is written and returned at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    pub status: FinalStatus,
+    /// The task's `status_reason`: one line.
+    pub reason: String,
+    /// The last line of the log.
+    pub last_line: String,
+    pub exit_code: u8,
+}
+
+impl Outcome {
+    /// Status words are the Python agent's where it has them (`worker execution done`,
+    /// `worker execution exit code N`, negative for signals).
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Outcome::Exited { code: 0 } => Verdict {
+                status: FinalStatus::Completed,
+                reason: "worker execution done".into(),
+                last_line: "Process completed successfully".into(),
+                exit_code: 0,
+            },
+            Outcome::Exited { code } => Verdict {
+                status: FinalStatus::Failed,
+                reason: format!("worker execution exit code {code}"),
+                last_line: format!("Process failed, exit code {code}"),
+                exit_code: u8::try_from(*code).unwrap_or(u8::MAX),
+            },
+            Outcome::Signalled { signal } => {
+                let name = signal_name(*signal);
+                Verdict {
+                    status: FinalStatus::Failed,
+                    reason: format!("worker execution exit code -{signal} (killed by {name})"),
+                    last_line: format!("Process failed, killed by {name}"),
+                    exit_code: for_signal(*signal),
+                }
+            }
+            Outcome::Stopped(StopCause::Signal(signal)) => {
+                let name = signal_name(*signal);
+                Verdict {
+                    status: FinalStatus::Stopped,
+                    reason: format!("the agent received {name}"),
+                    last_line: format!("Process stopped: the agent received {name}"),
+                    exit_code: for_signal(*signal),
+                }
+            }
+            Outcome::Stopped(StopCause::Server { what }) => Verdict {
+                status: FinalStatus::Stopped,
+                reason: format!("user abort: {what}"),
+                last_line: format!("Process stopped: {what}"),
+                exit_code: for_signal(SIGTERM),
+            },
+            Outcome::Failed { stage, cause } => Verdict {
+                status: FinalStatus::Failed,
+                reason: one_line(&format!("{}: {cause}", stage.words())),
+                last_line: format!("{}: {cause}", stage.words()),
+                exit_code: stage.exit_code(),
+            },
+        }
+    }
+}
+
+impl Stage {
+    fn words(self) -> &'static str {
+        match self {
+            Stage::Task => "the task cannot be run",
+            Stage::Checkout => "failed getting the code",
+            Stage::Environment => "failed building the Python environment",
+            Stage::Launch => "failed starting the script",
+            Stage::Agent => "the agent failed",
+        }
+    }
+
+    fn exit_code(self) -> u8 {
+        match self {
+            Stage::Task | Stage::Launch => exit::TASK,
+            Stage::Checkout => exit::NOT_FOUND,
+            Stage::Environment => exit::ENVIRONMENT,
+            Stage::Agent => exit::AGENT,
+        }
+    }
+}
+
+const SIGTERM: i32 = 15;
+
+/// 128 + the signal, as shells have it.
+fn for_signal(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
+}
+
+/// `SIGTERM` and so on; numbers are Linux's.
+pub fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        1 => "HUP",
+        2 => "INT",
+        3 => "QUIT",
+        4 => "ILL",
+        6 => "ABRT",
+        7 => "BUS",
+        8 => "FPE",
+        9 => "KILL",
+        10 => "USR1",
+        11 => "SEGV",
+        12 => "USR2",
+        13 => "PIPE",
+        14 => "ALRM",
+        15 => "TERM",
+        24 => "XCPU",
+        25 => "XFSZ",
+        31 => "SYS",
+        other => return format!("signal {other}"),
+    };
+    format!("SIG{name}")
+}
+
+/// The server shows the reason on one line; the log has the whole text.
+fn one_line(text: &str) -> String {
+    const LONGEST: usize = 600;
+    let joined = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match joined.char_indices().nth(LONGEST) {
+        Some((cut, _)) => format!("{}…", &joined[..cut]),
+        None => joined,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use FinalStatus::{Completed, Failed, Stopped};
+
+    #[test]
+    fn status_reason_and_exit_code_follow_from_the_end() {
+        let server = StopCause::Server {
+            what: "aborted on the server".into(),
+        };
+        for (outcome, status, reason, exit_code) in [
+            (
+                Outcome::Exited { code: 0 },
+                Completed,
+                "worker execution done",
+                0,
+            ),
+            (
+                Outcome::Exited { code: 3 },
+                Failed,
+                "worker execution exit code 3",
+                3,
+            ),
+            (
+                Outcome::Signalled { signal: 9 },
+                Failed,
+                "worker execution exit code -9 (killed by SIGKILL)",
+                137,
+            ),
+            (
+                Outcome::Stopped(StopCause::Signal(2)),
+                Stopped,
+                "the agent received SIGINT",
+                130,
+            ),
+            (
+                Outcome::Stopped(server),
+                Stopped,
+                "user abort: aborted on the server",
+                143,
+            ),
+            (
+                Outcome::Failed {
+                    stage: Stage::Checkout,
+                    cause: "no branch x\nnearest: y".into(),
+                },
+                Failed,
+                "failed getting the code: no branch x nearest: y",
+                exit::NOT_FOUND,
+            ),
+        ] {
+            let verdict = outcome.verdict();
+            assert_eq!((verdict.status, verdict.reason.as_str()), (status, reason));
+            assert_eq!(verdict.exit_code, exit_code, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        let verdict = Outcome::Failed {
+            stage: Stage::Agent,
+            cause: "é".repeat(2000),
+        }
+        .verdict();
+        assert!(verdict.reason.ends_with('…') && verdict.reason.chars().count() == 601);
+        assert!(verdict.last_line.chars().count() > 2000);
+    }
+}
