@@ -1,0 +1,136 @@
+//! What leaves the configuration: the file that the job's SDK reads, the variables that the job gets,
+//! and the print-out for `--debug`.
+
+use super::hocon::{Object, Value};
+use super::{Config, ConfigError, Variables, bool_of, environment, text_of};
+use crate::api::tls::Trust;
+use crate::secret::mask_url_password;
+
+/// The agent's way into repositories is not the job's.
+const NOT_FOR_THE_JOB: [&str; 7] = [
+    "agent.git_user",
+    "agent.git_pass",
+    "agent.git.extra_credentials",
+    "environment.CLEARML_AGENT_GIT_USER",
+    "environment.CLEARML_AGENT_GIT_PASS",
+    "environment.TRAINS_AGENT_GIT_USER",
+    "environment.TRAINS_AGENT_GIT_PASS",
+];
+
+impl Config {
+    /// The configuration as JSON, which is HOCON too: the user's file with everything looked up, the
+    /// environment laid over it, the API server as the agent uses it; without git secrets.
+    pub fn for_job(&self) -> String {
+        let mut object = self.given.clone();
+        for key in NOT_FOR_THE_JOB {
+            object.remove_at(key);
+        }
+        if let Some(server) = self.text("api.api_server") {
+            let server = server.trim().trim_end_matches('/').to_owned();
+            object.set_at("api.api_server", Value::Text(server));
+        }
+        if object.at("api.verify_certificate").is_some()
+            && let Ok(trust) = self.trust()
+        {
+            let verify = match trust {
+                Trust::System => Value::Bool(true),
+                Trust::Anything => Value::Bool(false),
+                Trust::Bundle(path) => Value::Text(path.to_string_lossy().into_owned()),
+            };
+            object.set_at("api.verify_certificate", verify);
+        }
+        // `{:#}` writes one key a line; a value of JSON always can be written.
+        format!("{:#}\n", object.to_json())
+    }
+
+    /// The `environment` section: variables to set for the job, over inherited ones.
+    pub fn job_variables(&self) -> &Variables {
+        &self.section_variables
+    }
+
+    /// Values read as the Python agent writes them (`True`, empty for null).
+    pub(super) fn read_section_variables(&self) -> Result<Variables, ConfigError> {
+        let switch =
+            environment::first_set(&self.env, &["CLEARML_AGENT_ENABLE_ENV_CONFIG_SECTION"]);
+        let applied = match switch.and_then(bool_of) {
+            Some(applied) => applied,
+            None => self.flag("agent.apply_environment")?.unwrap_or(false),
+        };
+        let section = match self.effective.at("environment") {
+            _ if !applied => return Ok(Variables::new()),
+            None | Some(Value::Null) => return Ok(Variables::new()),
+            Some(Value::Object(section)) => section,
+            Some(_) => return Err(self.wrong_type("environment", "a section of variables")),
+        };
+        let named = section.iter().filter(|(name, _)| !name.is_empty());
+        Ok(named
+            .map(|(name, value)| (name.to_owned(), variable_text(value)))
+            .collect())
+    }
+
+    /// The agent's and the API's sections, one key a line, with secrets masked.
+    pub fn printable(&self) -> String {
+        let mut lines = vec![];
+        for section in ["api", "agent"] {
+            if let Some(value) = self.effective.get(section) {
+                print_into(&mut lines, section, value);
+            }
+        }
+        lines.join("\n")
+    }
+}
+
+fn variable_text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::Bool(true) => "True".to_owned(),
+        Value::Bool(false) => "False".to_owned(),
+        other => text_of(other).unwrap_or_else(|| other.to_json().to_string()),
+    }
+}
+
+/// Whether what goes by this name is a secret.
+pub(super) fn is_secret_name(name: &str) -> bool {
+    let name = name.rsplit('.').next().unwrap_or(name).to_lowercase();
+    name != "enable_git_ask_pass"
+        && ["secret", "pass", "token", "_key", "contents"]
+            .iter()
+            .any(|word| name.contains(word))
+}
+
+fn print_into(lines: &mut Vec<String>, key: &str, value: &Value) {
+    match value {
+        Value::Object(object) if !object.is_empty() => {
+            for (name, value) in object.iter() {
+                print_into(lines, &format!("{key}.{name}"), value);
+            }
+        }
+        value if is_secret_name(key) && !super::is_unset(Some(value)) => {
+            lines.push(format!("{key} = ****"));
+        }
+        value => lines.push(format!("{key} = {}", masked(value).to_json())),
+    }
+}
+
+/// The value without passwords in addresses, and without `NAME=secret` in arguments.
+fn masked(value: &Value) -> Value {
+    match value {
+        Value::Text(text) => Value::Text(match text.split_once('=') {
+            Some((name, _)) if is_secret_name(name) => format!("{name}=****"),
+            _ => mask_url_password(text),
+        }),
+        Value::Array(items) => Value::Array(items.iter().map(masked).collect()),
+        Value::Object(object) => {
+            let mut shown = Object::default();
+            for (name, value) in object.iter() {
+                let value = match is_secret_name(name) && !super::is_unset(Some(value)) {
+                    true => Value::Text("****".into()),
+                    false => masked(value),
+                };
+                shown.set(name, value);
+            }
+            Value::Object(shown)
+        }
+        other => other.clone(),
+    }
+}
