@@ -1,0 +1,327 @@
+//! Every way in which getting the code can fail, in words for the person who has to mend it.
+
+use std::path::PathBuf;
+
+use git2::{ErrorClass, ErrorCode};
+
+use super::apply::ApplyError;
+use super::diff::ParseError;
+use super::url::{Address, Transport};
+
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error(
+        "the task has nothing to run: it names no repository and holds no script text\n\
+         Next: set the task's repository and entry point, or create the task again with the \
+         ClearML SDK so that its code is recorded"
+    )]
+    NothingToRun,
+
+    #[error(
+        "the task names the repository {url} but no entry point to run in it\n\
+         Next: set the task's entry point (script.entry_point), for example train.py"
+    )]
+    NoEntryPoint { url: String },
+
+    #[error(
+        "repository {url} not found: {cause}\n\
+         Next: check the address; if the repository is private, check that these credentials may \
+         read it ({offered})"
+    )]
+    RepositoryNotFound {
+        url: String,
+        cause: String,
+        offered: String,
+    },
+
+    #[error(
+        "no access to repository {url}: {cause}\n\
+         Offered: {offered}\n\
+         Next: give a user and password (or token) that may read it with --git-user/--git-pass, \
+         CLEARML_AGENT_GIT_USER/CLEARML_AGENT_GIT_PASS or agent.git_user/agent.git_pass \
+         (agent.git_host limits them to one host); for ssh, load a key into the ssh agent or ~/.ssh"
+    )]
+    Authentication {
+        url: String,
+        cause: String,
+        offered: String,
+    },
+
+    #[error(
+        "cannot reach the host of repository {url}: {cause}\n\
+         Next: check the address, this machine's network and its proxy settings"
+    )]
+    Unreachable { url: String, cause: String },
+
+    #[error(
+        "the identity of the host of repository {url} cannot be verified: {cause}\n\
+         Next: for https, give the certificate authority's bundle to the agent \
+         (api.verify_certificate); for ssh, add the host's key to ~/.ssh/known_hosts"
+    )]
+    HostIdentity { url: String, cause: String },
+
+    #[error("fetching repository {url} failed: {cause}")]
+    Fetch {
+        url: String,
+        cause: String,
+        /// What is at hand already is at fault, not the remote.
+        damaged: bool,
+    },
+
+    #[error(
+        "{wanted} is not in repository {url} (searched: {searched}){near}\n\
+         Next: push it (`git push`) and enqueue the task again, or choose another revision"
+    )]
+    RevisionNotFound {
+        wanted: String,
+        url: String,
+        searched: String,
+        /// `; did you mean a, b?` or nothing.
+        near: String,
+    },
+
+    #[error("checking out {commit} of {url} failed: {cause}")]
+    Checkout {
+        commit: String,
+        url: String,
+        cause: String,
+        /// The objects at hand were incomplete or damaged.
+        damaged: bool,
+    },
+
+    #[error("submodule {path}: {cause}")]
+    Submodule {
+        path: String,
+        #[source]
+        cause: Box<SourceError>,
+    },
+
+    #[error(
+        "the task's working directory \"{working_dir}\" is not in {root}{near}\n\
+         Next: correct the task's working directory (script.working_dir), or commit and push it"
+    )]
+    WorkingDirMissing {
+        working_dir: String,
+        root: String,
+        near: String,
+    },
+
+    #[error(
+        "the task's entry point \"{entry_point}\" is not in {root} (working directory \
+         \"{working_dir}\"){near}\n\
+         Next: commit and push it, or correct the task's entry point or working directory"
+    )]
+    EntryPointMissing {
+        entry_point: String,
+        working_dir: String,
+        root: String,
+        near: String,
+    },
+
+    #[error(
+        "the task's uncommitted changes were too large to be stored in it; only a note stands in \
+         their place, so the code to run is not complete\n\
+         Next: commit and push the changes and run the task again from there, or clear its \
+         uncommitted changes to run the commit as it is"
+    )]
+    DiffTooLarge,
+
+    #[error(
+        "the task's uncommitted changes cannot be read: {0}\n\
+         Next: clear or correct the task's uncommitted changes (script.diff), or commit and push them"
+    )]
+    DiffSyntax(#[from] ParseError),
+
+    #[error(
+        "the task's uncommitted changes do not apply to the checkout, and nothing was changed: {0}\n\
+         Next: check that the task's commit is the one its changes were made on, or commit and \
+         push the changes"
+    )]
+    Diff(#[from] ApplyError),
+
+    #[error("{doing} {}: {source}", path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+
+    #[error("{doing}: {}", source.message())]
+    Git {
+        doing: &'static str,
+        source: git2::Error,
+    },
+
+    #[error("stopped while getting the task's code")]
+    Stopped,
+}
+
+impl SourceError {
+    /// A remote operation's failure, by what the person can do about it. `offered` are the
+    /// credentials that were tried.
+    pub(super) fn remote(address: &Address, error: &git2::Error, offered: &[String]) -> Self {
+        let url = address.shown();
+        let cause = last_line(error.message());
+        let lower = cause.to_lowercase();
+        let said = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+        let offered = match offered {
+            [] => "no credentials are known for this host".to_owned(),
+            some => some.join(", "),
+        };
+        if error.code() == ErrorCode::Certificate
+            || said(&["certificate", "known_hosts", "hostkey"])
+        {
+            return Self::HostIdentity { url, cause };
+        }
+        if error.code() == ErrorCode::Auth
+            || said(&[
+                "status code: 401",
+                "status code: 403",
+                "authentication",
+                "publickey",
+            ])
+        {
+            return Self::Authentication {
+                url,
+                cause,
+                offered,
+            };
+        }
+        let no_such_path = address.transport == Transport::Local
+            && matches!(
+                error.class(),
+                ErrorClass::Repository | ErrorClass::Os | ErrorClass::Net
+            );
+        if no_such_path || said(&["status code: 404", "repository not found", "does not exist"]) {
+            return Self::RepositoryNotFound {
+                url,
+                cause,
+                offered,
+            };
+        }
+        let unreachable = [
+            "resolve address",
+            "failed to connect",
+            "could not connect",
+            "timed out",
+            "timeout",
+            "refused",
+            "unreachable",
+            "no route",
+        ];
+        if matches!(error.class(), ErrorClass::Net) || said(&unreachable) {
+            return Self::Unreachable { url, cause };
+        }
+        let damaged = matches!(
+            error.class(),
+            ErrorClass::Odb
+                | ErrorClass::Object
+                | ErrorClass::Reference
+                | ErrorClass::Tree
+                | ErrorClass::Zlib
+                | ErrorClass::Repository
+        );
+        Self::Fetch {
+            url,
+            cause,
+            damaged,
+        }
+    }
+
+    pub(super) fn io(
+        doing: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io {
+            doing,
+            path,
+            source,
+        }
+    }
+
+    pub(super) fn git(doing: &'static str) -> impl FnOnce(git2::Error) -> Self {
+        move |source| Self::Git { doing, source }
+    }
+
+    /// Whether a repository made anew from its remote could help.
+    pub(super) fn is_damage(&self) -> bool {
+        match self {
+            Self::Checkout { damaged, .. } | Self::Fetch { damaged, .. } => *damaged,
+            // Everything local that a mirror is asked is answerable by a sound one.
+            Self::Git { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// `; did you mean a, b?`, or nothing where there is no guess.
+pub(super) fn did_you_mean(near: &[String]) -> String {
+    match near {
+        [] => String::new(),
+        some => format!("; did you mean {}?", some.join(", ")),
+    }
+}
+
+/// libgit2 puts the most exact cause last.
+fn last_line(message: &str) -> String {
+    let line = message.trim().lines().last().unwrap_or_default();
+    line.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remote_failures_are_told_apart() {
+        let kind = |url: &str, code, class, message: &str| {
+            let error = git2::Error::new(code, class, message);
+            match SourceError::remote(&Address::parse(url), &error, &[]) {
+                SourceError::RepositoryNotFound { .. } => "missing",
+                SourceError::Authentication { .. } => "auth",
+                SourceError::Unreachable { .. } => "unreachable",
+                SourceError::HostIdentity { .. } => "identity",
+                _ => "other",
+            }
+        };
+        use ErrorClass as C;
+        let any = ErrorCode::GenericError;
+        for (class, message, expected) in [
+            (C::Http, "unexpected http status code: 404", "missing"),
+            (C::Http, "unexpected http status code: 403", "auth"),
+            (C::Http, "unexpected http status code: 500", "other"),
+            (
+                C::Net,
+                "failed to resolve address for h: Name or service not known",
+                "unreachable",
+            ),
+            (
+                C::Os,
+                "failed to connect to h: Connection refused",
+                "unreachable",
+            ),
+            (C::Ssl, "the SSL certificate is invalid", "identity"),
+            (C::Zlib, "bad data", "other"),
+        ] {
+            assert_eq!(
+                kind("https://h/a", any, class, message),
+                expected,
+                "{message}"
+            );
+        }
+        assert_eq!(
+            kind("https://h/a", ErrorCode::Auth, C::Callback, "no more"),
+            "auth"
+        );
+        assert_eq!(
+            kind(
+                "/srv/a",
+                ErrorCode::NotFound,
+                C::Os,
+                "failed to resolve path"
+            ),
+            "missing"
+        );
+    }
+}

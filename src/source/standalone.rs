@@ -1,0 +1,195 @@
+//! Scripts that are recorded in the task itself (notebooks, single files), not in a repository.
+
+use std::fs;
+use std::path::Path;
+
+use super::entry_point::{first_word, is_script};
+use super::error::SourceError;
+use crate::task::Script;
+
+/// What `script.diff` holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Changes {
+    None,
+    /// Changes to files of the repository.
+    Patch,
+    /// The text of the script itself.
+    Script,
+    /// The SDK's note in place of changes that are too large for the task.
+    TooLarge,
+}
+
+/// The SDK's note begins with this.
+const TOO_LARGE: &str = "# warning! git diff too large to store";
+
+impl Changes {
+    pub(super) fn of(diff: &str) -> Changes {
+        let text = diff.trim_start().to_lowercase();
+        let mut lines = text.lines();
+        let first = lines.next().unwrap_or_default();
+        let second = lines.next().unwrap_or_default();
+        if first.is_empty() {
+            Changes::None
+        } else if text.starts_with(TOO_LARGE) {
+            Changes::TooLarge
+        } else if first.starts_with("diff ")
+            || (first.starts_with("--- ") && second.starts_with("+++ "))
+            || (first.starts_with("submodule ") && is_submodule_header(first, second))
+        {
+            Changes::Patch
+        } else {
+            Changes::Script
+        }
+    }
+}
+
+fn is_submodule_header(first: &str, second: &str) -> bool {
+    second.starts_with("diff ")
+        || second.starts_with("submodule ")
+        || first.ends_with(" contains modified content")
+        || first.ends_with(" contains untracked content")
+        || first.contains("..")
+}
+
+/// The name of the file for a script's text, and the entry point that runs it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ScriptFile {
+    pub(super) name: String,
+    pub(super) entry_point: String,
+}
+
+impl ScriptFile {
+    /// `entry_point` and `working_dir` are the normalised ones.
+    pub(super) fn of(script: &Script, entry_point: &str, working_dir: &str) -> ScriptFile {
+        let shell = matches!(
+            script.binary.rsplit('/').next().unwrap_or_default().trim(),
+            "bash" | "zsh" | "sh"
+        );
+        let untitled = if shell { "untitled.sh" } else { "untitled.py" };
+        let base = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+        if entry_point.is_empty() {
+            let name = untitled.to_owned();
+            return ScriptFile {
+                entry_point: name.clone(),
+                name,
+            };
+        }
+        if entry_point.starts_with("-m ") || entry_point.starts_with("-c ") {
+            // `dir:file` says which file the module is.
+            let named = working_dir.split_once(':').map(|(_, file)| base(file));
+            let name = named.filter(|name| !name.is_empty());
+            return ScriptFile {
+                name: name.unwrap_or_else(|| untitled.to_owned()),
+                entry_point: entry_point.to_owned(),
+            };
+        }
+        match first_word(entry_point) {
+            Some((word, arguments)) if is_script(&word) => {
+                let mut name = base(&word);
+                // Python text under a notebook's name runs as what it is.
+                if let Some(stem) = name.strip_suffix(".ipynb")
+                    && !script.diff.trim_start().starts_with('{')
+                {
+                    name = format!("{stem}.py");
+                }
+                let entry_point = match arguments.trim().is_empty() {
+                    true => name.clone(),
+                    false => format!("{}{arguments}", quoted(&name)),
+                };
+                ScriptFile { name, entry_point }
+            }
+            _ => {
+                let name = base(entry_point);
+                let name = if name.is_empty() {
+                    untitled.to_owned()
+                } else {
+                    name
+                };
+                ScriptFile {
+                    entry_point: name.clone(),
+                    name,
+                }
+            }
+        }
+    }
+
+    pub(super) fn write(&self, folder: &Path, text: &str) -> Result<(), SourceError> {
+        let path = folder.join(&self.name);
+        // A link in a repository could lead anywhere.
+        if fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_symlink()) {
+            fs::remove_file(&path).map_err(SourceError::io("replacing", &path))?;
+        }
+        fs::write(&path, text).map_err(SourceError::io("writing", &path))
+    }
+}
+
+/// `name` as one word for a shell-like split.
+fn quoted(name: &str) -> String {
+    match shlex::try_quote(name) {
+        Ok(quoted) => quoted.into_owned(),
+        Err(_) => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_told_from_scripts() {
+        for (diff, kind) in [
+            ("", Changes::None),
+            (" \n\n", Changes::None),
+            ("\n diff --git a/x b/x\n", Changes::Patch),
+            (
+                "Submodule s contains modified content\ndiff --git a/x b/x",
+                Changes::Patch,
+            ),
+            (
+                "Submodule s 1234567..89abcde:\n  > message\n",
+                Changes::Patch,
+            ),
+            ("--- a/x\n+++ b/x\n@@ -1 +1 @@\n", Changes::Patch),
+            (
+                "# WARNING! git diff too large to store, clear this section\n",
+                Changes::TooLarge,
+            ),
+            ("import os\n", Changes::Script),
+            ("difference = 1\n", Changes::Script),
+            ("# only a remark\n", Changes::Script),
+            ("submodule = 1\nprint(submodule)", Changes::Script),
+        ] {
+            assert_eq!(Changes::of(diff), kind, "{diff:?}");
+        }
+    }
+
+    #[test]
+    fn names_of_recorded_scripts() {
+        for (entry, dir, binary, name, run) in [
+            ("hello.py", "", "python3", "hello.py", "hello.py"),
+            ("", "", "python3", "untitled.py", "untitled.py"),
+            ("", "", "/bin/bash", "untitled.sh", "untitled.sh"),
+            ("a/b/c.py", "", "", "c.py", "c.py"),
+            ("a/c.py --x 'y z'", "", "", "c.py", "c.py --x 'y z'"),
+            ("'my file.py' -v", "", "", "my file.py", "'my file.py' -v"),
+            ("my file.py", "", "", "my file.py", "my file.py"),
+            ("nb.ipynb", "", "", "nb.py", "nb.py"),
+            ("run.sh 1", "", "bash", "run.sh", "run.sh 1"),
+            ("-m mod", "", "", "untitled.py", "-m mod"),
+            ("-m mod", "d:x/mod.py", "", "mod.py", "-m mod"),
+            ("train", "", "", "train", "train"),
+        ] {
+            let script = Script {
+                binary: binary.into(),
+                diff: "print(1)".into(),
+                ..Script::default()
+            };
+            let found = ScriptFile::of(&script, entry, dir);
+            assert_eq!(
+                (found.name.as_str(), found.entry_point.as_str()),
+                (name, run),
+                "{entry}"
+            );
+        }
+    }
+}
