@@ -1,0 +1,261 @@
+//! The task's virtual environment, made by hand (PEP 405) in a few milliseconds: a
+//! `pyvenv.cfg`, links to the interpreter, an empty `site-packages`; and pip, unpacked from the
+//! wheel that comes with the interpreter, because scripts call `python -m pip`.
+
+use std::io;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use tokio_util::sync::CancellationToken;
+
+use super::interpreter::Interpreter;
+use super::settings::Settings;
+use super::tool::{self, Call};
+use super::tools::{Kind, Tools};
+use super::{PythonError, Variables};
+use crate::console::Console;
+
+/// Where the task runs and where its packages are.
+#[derive(Debug, Clone)]
+pub struct Environment {
+    pub kind: Kind,
+    /// What runs the task; `None` only for [`Kind::Nothing`].
+    pub python: Option<PathBuf>,
+    pub interpreter: Option<Interpreter>,
+    /// Where its own packages are.
+    pub site_packages: Vec<PathBuf>,
+    /// The folder of an environment of its own.
+    pub folder: Option<PathBuf>,
+}
+
+impl Environment {
+    /// Whether `python -m pip` works in it.
+    pub fn has_pip(&self) -> bool {
+        self.site_packages
+            .iter()
+            .any(|dir| dir.join("pip/__main__.py").is_file())
+    }
+}
+
+/// Makes the empty environment in `folder`, which must not exist or be empty.
+pub async fn create(
+    tools: &Tools,
+    folder: &Path,
+    settings: &Settings,
+    console: &Console,
+    stop: &CancellationToken,
+) -> Result<Environment, PythonError> {
+    let Some(interpreter) = &tools.interpreter else {
+        return Ok(Environment {
+            kind: Kind::Nothing,
+            python: None,
+            interpreter: None,
+            site_packages: Vec::new(),
+            folder: None,
+        });
+    };
+    if tools.kind != Kind::Own {
+        return Ok(Environment {
+            kind: tools.kind,
+            python: Some(interpreter.executable.clone()),
+            interpreter: Some(interpreter.clone()),
+            site_packages: interpreter.site_packages.clone(),
+            folder: None,
+        });
+    }
+    let failed = |cause: String| PythonError::Create {
+        dir: folder.to_owned(),
+        cause,
+        next: "Check that agent.venvs_dir can be written and that its disk has space.".into(),
+    };
+    if std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(failed("the folder is not empty".into()));
+    }
+    let site_packages = folder
+        .join(interpreter.library_folder())
+        .join("site-packages");
+    if interpreter.implementation == "cpython" {
+        let (made, folder, wanted) = (
+            interpreter.clone(),
+            folder.to_owned(),
+            settings.system_site_packages,
+        );
+        tokio::task::spawn_blocking(move || make(&made, &folder, wanted))
+            .await
+            .map_err(|e| failed(e.to_string()))?
+            .map_err(|e| failed(e.to_string()))?;
+    } else {
+        make_with_venv(interpreter, folder, settings, console, stop).await?;
+    }
+    Ok(Environment {
+        kind: Kind::Own,
+        python: Some(folder.join("bin/python")),
+        interpreter: Some(interpreter.clone()),
+        site_packages: vec![site_packages],
+        folder: Some(folder.to_owned()),
+    })
+}
+
+/// Other implementations lay their library out in their own way: their own `venv` knows it.
+async fn make_with_venv(
+    interpreter: &Interpreter,
+    folder: &Path,
+    settings: &Settings,
+    console: &Console,
+    stop: &CancellationToken,
+) -> Result<(), PythonError> {
+    let mut args: Vec<String> = ["-m", "venv"].map(str::to_owned).to_vec();
+    if settings.system_site_packages {
+        args.push("--system-site-packages".into());
+    }
+    args.push(folder.to_string_lossy().into_owned());
+    let call = Call {
+        program: interpreter.base_executable.clone(),
+        args,
+        env: tool::environment(&settings.environment, Variables::new()),
+        dir: "/".into(),
+    };
+    let finished = tool::run(&call, console, stop).await?;
+    if finished.succeeded() {
+        return Ok(());
+    }
+    Err(PythonError::Create {
+        dir: folder.to_owned(),
+        cause: format!(
+            "`python -m venv` failed: {}",
+            finished.last_lines.join("\n")
+        ),
+        next: "Install the interpreter's venv module.".into(),
+    })
+}
+
+fn make(interpreter: &Interpreter, folder: &Path, system_site_packages: bool) -> io::Result<()> {
+    let base = &interpreter.base_executable;
+    let home = base.parent().unwrap_or(Path::new("/"));
+    let library = folder.join(interpreter.library_folder());
+    let site_packages = library.join("site-packages");
+    let bin = folder.join("bin");
+    std::fs::create_dir_all(&site_packages)?;
+    std::fs::create_dir_all(&bin)?;
+    std::fs::create_dir_all(folder.join("include"))?;
+    // Where the platform keeps binary modules in lib64, both names must lead to one folder.
+    symlink("lib", folder.join("lib64"))?;
+    symlink(base, bin.join("python"))?;
+    symlink("python", bin.join("python3"))?;
+    symlink(
+        "python",
+        bin.join(format!("python{}", interpreter.minor_version())),
+    )?;
+    std::fs::write(
+        folder.join("pyvenv.cfg"),
+        format!(
+            "home = {}\ninclude-system-site-packages = {system_site_packages}\nversion = {}\n\
+             executable = {}\n",
+            home.display(),
+            interpreter.full_version(),
+            base.display(),
+        ),
+    )?;
+    std::fs::write(bin.join("activate"), activation(folder))?;
+    if let Some(wheel) = bundled_pip(interpreter) {
+        unpack_pip(&wheel, &site_packages, &bin, interpreter)?;
+    }
+    Ok(())
+}
+
+/// For `source …/bin/activate`, which shell scripts of tasks may do.
+fn activation(folder: &Path) -> String {
+    let folder = folder.to_string_lossy();
+    let quoted = shlex::try_quote(&folder).unwrap_or_else(|_| "\"\"".into());
+    format!(
+        "deactivate () {{\n    PATH=\"$_OLD_PATH\"\n    export PATH\n    \
+         unset VIRTUAL_ENV _OLD_PATH\n    unset -f deactivate\n    hash -r 2>/dev/null\n}}\n\
+         VIRTUAL_ENV={quoted}\nexport VIRTUAL_ENV\n_OLD_PATH=\"$PATH\"\n\
+         PATH=\"$VIRTUAL_ENV/bin:$PATH\"\nexport PATH\nunset PYTHONHOME\nhash -r 2>/dev/null\n"
+    )
+}
+
+/// The pip wheel that comes with the interpreter: in `ensurepip`, or where Debian and Fedora
+/// keep it.
+fn bundled_pip(interpreter: &Interpreter) -> Option<PathBuf> {
+    let mut folders = vec![interpreter.standard_library.join("ensurepip/_bundled")];
+    // The distribution's wheel is made to fit the distribution's Python.
+    if interpreter.standard_library.starts_with("/usr/lib") {
+        folders.push("/usr/share/python-wheels".into());
+        folders.push("/usr/share/python3-wheels".into());
+    }
+    folders
+        .iter()
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
+        .find(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("pip-") && name.ends_with(".whl")
+        })
+}
+
+/// Installs the wheel as pip would, so that pip can upgrade or remove itself.
+fn unpack_pip(wheel: &Path, site: &Path, bin: &Path, interpreter: &Interpreter) -> io::Result<()> {
+    let file = io::BufReader::with_capacity(1 << 16, std::fs::File::open(wheel)?);
+    let mut archive = zip::ZipArchive::new(file).map_err(io::Error::other)?;
+    let mut record: Option<PathBuf> = None;
+    let mut made: Option<PathBuf> = None;
+    for index in 0..archive.len() {
+        let mut entry = archive.by_index(index).map_err(io::Error::other)?;
+        let Some(name) = entry.enclosed_name() else {
+            continue;
+        };
+        let path = site.join(&name);
+        if entry.is_dir() {
+            continue;
+        }
+        if let Some(folder) = path.parent()
+            && made.as_deref() != Some(folder)
+        {
+            std::fs::create_dir_all(folder)?;
+            made = Some(folder.to_owned());
+        }
+        io::copy(&mut entry, &mut std::fs::File::create(&path)?)?;
+        if name.ends_with("RECORD") {
+            record = Some(path);
+        }
+    }
+    let Some(record) = record else {
+        return Err(io::Error::other(format!(
+            "{} has no RECORD",
+            wheel.display()
+        )));
+    };
+    let info = record.parent().unwrap_or(site).to_owned();
+    std::fs::write(info.join("INSTALLER"), "pip\n")?;
+    let info_name = info
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let mut lines = std::fs::read_to_string(&record)?;
+    lines.push_str(&format!("{info_name}/INSTALLER,,\n"));
+    let python = bin.join("python");
+    for name in [
+        "pip",
+        "pip3",
+        &format!("pip{}", interpreter.minor_version()),
+    ] {
+        let script = bin.join(name);
+        std::fs::write(&script, launcher(&python))?;
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+        lines.push_str(&format!("../../../bin/{name},,\n"));
+    }
+    std::fs::write(&record, lines)
+}
+
+/// The console script of pip. A first line `#!PATH` is limited in length and can hold no blank,
+/// so the shell starts Python, which takes the same two lines for a string.
+fn launcher(python: &Path) -> String {
+    format!(
+        "#!/bin/sh\n'''exec' \"{}\" \"$0\" \"$@\"\n' '''\nimport sys\n\
+         from pip._internal.cli.main import main\nif __name__ == '__main__':\n    \
+         sys.exit(main())\n",
+        python.display()
+    )
+}

@@ -1,0 +1,463 @@
+//! What the configuration says about Python and packages: the one reader of
+//! `agent.package_manager.*`, `agent.python_binary` and their like.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::Variables;
+use super::index::Indexes;
+use crate::secret::Secret;
+
+/// Looks up a dotted configuration key.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<Value>;
+
+/// What the packages are installed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Installer {
+    /// uv, with flags that give pip's answers. pip where uv can't be had.
+    #[default]
+    Uv,
+    /// pip itself: `agent.package_manager.type: pip` with `uv_replace_pip: false`.
+    Pip,
+}
+
+/// `CLEARML_AGENT_SKIP_PIP_VENV_INSTALL`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum SkipVenv {
+    #[default]
+    No,
+    /// Packages go into the interpreter that is found.
+    Yes,
+    /// Packages go into this interpreter.
+    Into(String),
+}
+
+#[derive(Clone)]
+pub struct Settings {
+    pub ignore_requested_version: bool,
+    pub python_binary: Option<String>,
+    pub default_python: Option<String>,
+    pub installer: Installer,
+    /// `agent.package_manager.type: uv`: a uv project in the repository is what the user means.
+    pub uv_projects: bool,
+    /// The type names a manager that is not there (`conda`, `poetry`): its name.
+    pub unsupported_manager: Option<String>,
+    pub system_site_packages: bool,
+    pub use_activated_venv: bool,
+    pub indexes: Indexes,
+    /// The best version of all indexes (pip's way) and not the first index that has the name.
+    pub best_of_all_indexes: bool,
+    pub extra_flags: Vec<String>,
+    pub force_upgrade: bool,
+    /// What pip itself is upgraded to where pip installs the packages; empty: left as it is.
+    pub pip_version: Vec<String>,
+    /// pip versions that get `--use-deprecated=legacy-resolver`.
+    pub pip_legacy_resolver: Vec<String>,
+    /// Installed after everything else, one by one; their failure is said and tolerated.
+    pub optional_packages: Vec<String>,
+    pub force_repo_requirements_txt: bool,
+    pub force_original_requirements: bool,
+    pub force_task_init: bool,
+    pub force_git_root_python_path: bool,
+    pub skip_venv: SkipVenv,
+    pub skip_python_env: bool,
+    /// `CLEARML_BOOTSTRAP_UV_EXEC`.
+    pub uv_program: Option<PathBuf>,
+    /// `~/.clearml`: uv itself and its cache are kept below it.
+    pub cache: PathBuf,
+    pub home: Option<PathBuf>,
+    /// Said once at the start: settings whose effect the user would miss.
+    pub notes: Vec<String>,
+    /// The agent's environment: what programs that are run here inherit.
+    pub environment: Variables,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            ignore_requested_version: false,
+            python_binary: None,
+            default_python: None,
+            installer: Installer::Uv,
+            uv_projects: false,
+            unsupported_manager: None,
+            system_site_packages: false,
+            use_activated_venv: true,
+            indexes: Indexes::default(),
+            best_of_all_indexes: true,
+            extra_flags: Vec::new(),
+            force_upgrade: false,
+            pip_version: Vec::new(),
+            pip_legacy_resolver: vec![">=20.3,<24.3".into()],
+            optional_packages: OPTIONAL.map(str::to_owned).to_vec(),
+            force_repo_requirements_txt: false,
+            force_original_requirements: false,
+            force_task_init: false,
+            force_git_root_python_path: false,
+            skip_venv: SkipVenv::No,
+            skip_python_env: false,
+            uv_program: None,
+            cache: std::env::temp_dir().join("clearml"),
+            home: None,
+            notes: Vec::new(),
+            environment: Variables::new(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Settings {
+    /// Without the environment, whose variables may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings")
+            .field("python_binary", &self.python_binary)
+            .field("default_python", &self.default_python)
+            .field("installer", &self.installer)
+            .field("indexes", &self.indexes)
+            .field("skip_venv", &self.skip_venv)
+            .field("skip_python_env", &self.skip_python_env)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Packages whose failure the Python agent tolerates when nothing is configured.
+const OPTIONAL: [&str; 2] = ["horovod", "pygobject"];
+
+impl Settings {
+    /// From the configuration and the agent's environment variables. Reads pip's own
+    /// configuration files too: what pip would install from, uv must install from.
+    pub fn from_lookup(config: Lookup<'_>, env: &Variables) -> Result<Settings, String> {
+        let home = text_of(env, "HOME").map(PathBuf::from);
+        let manager = Reader {
+            config,
+            prefix: "agent.package_manager.",
+        };
+        let agent = Reader {
+            config,
+            prefix: "agent.",
+        };
+        let mut notes = Vec::new();
+
+        let kind = manager
+            .text("type")?
+            .unwrap_or_else(|| "pip".into())
+            .to_lowercase();
+        let kind = match () {
+            () if flag_of(env, "CLEARML_AGENT_FORCE_UV")? == Some(true) => "uv".to_owned(),
+            () if flag_of(env, "CLEARML_AGENT_FORCE_POETRY")? == Some(true) => "poetry".to_owned(),
+            () => kind,
+        };
+        let installer = match (kind.as_str(), manager.flag("uv_replace_pip")?) {
+            ("pip", Some(false)) => Installer::Pip,
+            _ => Installer::Uv,
+        };
+        let unsupported_manager = matches!(kind.as_str(), "conda" | "poetry").then(|| kind.clone());
+
+        let mut indexes = Indexes::of_pip(env, home.as_deref());
+        for url in manager.list("extra_index_url")? {
+            indexes.extra_urls.push(Secret::new(url));
+        }
+
+        let extra_flags = match text_of(env, "CLEARML_EXTRA_PIP_INSTALL_FLAGS") {
+            Some(words) => shlex::split(words).ok_or_else(|| {
+                "CLEARML_EXTRA_PIP_INSTALL_FLAGS: unbalanced quotes; write the flags as in a shell"
+                    .to_owned()
+            })?,
+            None => manager.list("extra_pip_install_flags")?,
+        };
+
+        // An argument is seen by every user of the machine, and addresses may hold passwords.
+        let extra_flags = indexes.take_from_flags(extra_flags)?;
+
+        let mut optional_packages = Vec::new();
+        for (key, built_in) in [
+            ("post_packages", Some("horovod")),
+            ("post_optional_packages", None),
+            ("priority_optional_packages", Some("pygobject")),
+        ] {
+            match manager.value(key) {
+                Some(_) => optional_packages.extend(manager.list(key)?),
+                None => optional_packages.extend(built_in.map(str::to_owned)),
+            }
+        }
+
+        if let Some(spec) = manager.text("uv_version")? {
+            notes.push(format!(
+                "agent.package_manager.uv_version: {spec} is not looked at yet: the uv that is \
+                 found is used, else the newest one of the package index is fetched."
+            ));
+        }
+
+        let skip_venv = match text_of(env, "CLEARML_AGENT_SKIP_PIP_VENV_INSTALL") {
+            None => SkipVenv::No,
+            Some(text) => match parse_flag(text) {
+                Some(true) => SkipVenv::Yes,
+                Some(false) => SkipVenv::No,
+                None => SkipVenv::Into(text.to_owned()),
+            },
+        };
+
+        Ok(Settings {
+            ignore_requested_version: agent.is_on("ignore_requested_python_version")?,
+            python_binary: agent.text("python_binary")?,
+            default_python: agent.text("default_python")?,
+            installer,
+            uv_projects: kind == "uv",
+            unsupported_manager,
+            system_site_packages: manager.is_on("system_site_packages")?,
+            use_activated_venv: agent.flag("docker_use_activated_venv")?.unwrap_or(true),
+            indexes,
+            best_of_all_indexes: manager.flag("uv_unsafe_best_match")?.unwrap_or(true),
+            extra_flags,
+            force_upgrade: manager.is_on("force_upgrade")?,
+            pip_version: manager.list("pip_version")?,
+            pip_legacy_resolver: match manager.value("pip_legacy_resolver") {
+                Some(_) => manager.list("pip_legacy_resolver")?,
+                None => Settings::default().pip_legacy_resolver,
+            },
+            optional_packages,
+            force_repo_requirements_txt: manager.is_on("force_repo_requirements_txt")?,
+            force_original_requirements: manager.is_on("force_original_requirements")?,
+            force_task_init: flag_of(env, "CLEARML_AGENT_FORCE_TASK_INIT")?.unwrap_or(false),
+            force_git_root_python_path: agent.is_on("force_git_root_python_path")?,
+            skip_venv,
+            skip_python_env: flag_of(env, "CLEARML_AGENT_SKIP_PYTHON_ENV_INSTALL")?
+                .unwrap_or(false),
+            uv_program: text_of(env, "CLEARML_BOOTSTRAP_UV_EXEC").map(PathBuf::from),
+            cache: home
+                .as_deref()
+                .map_or_else(std::env::temp_dir, Path::to_owned)
+                .join(".clearml"),
+            home,
+            notes,
+            environment: env.clone(),
+        })
+    }
+
+    /// The value of an environment variable; empty counts as unset.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        text_of(&self.environment, name)
+    }
+
+    /// The folders of `PATH`.
+    pub fn search_path(&self) -> Vec<PathBuf> {
+        self.variable("PATH")
+            .map(|path| std::env::split_paths(path).collect())
+            .unwrap_or_default()
+    }
+}
+
+fn text_of<'a>(env: &'a Variables, name: &str) -> Option<&'a str> {
+    env.get(name)
+        .map(String::as_str)
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+}
+
+fn flag_of(env: &Variables, name: &str) -> Result<Option<bool>, String> {
+    match text_of(env, name) {
+        None => Ok(None),
+        Some(text) => match parse_flag(text) {
+            Some(flag) => Ok(Some(flag)),
+            None => Err(format!("{name}={text}: expected true or false")),
+        },
+    }
+}
+
+fn parse_flag(text: &str) -> Option<bool> {
+    match text.to_lowercase().as_str() {
+        "1" | "true" | "t" | "yes" | "y" | "on" => Some(true),
+        "0" | "false" | "f" | "no" | "n" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+struct Reader<'a> {
+    config: Lookup<'a>,
+    prefix: &'static str,
+}
+
+impl Reader<'_> {
+    fn value(&self, key: &str) -> Option<Value> {
+        (self.config)(&format!("{}{key}", self.prefix)).filter(|value| !value.is_null())
+    }
+
+    fn wrong<T>(&self, key: &str, expected: &str, value: &Value) -> Result<T, String> {
+        Err(format!(
+            "{}{key}: expected {expected}, found {value}",
+            self.prefix
+        ))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<String>, String> {
+        Ok(match self.value(key) {
+            None => None,
+            Some(value) => match scalar(&value) {
+                Some(text) => Some(text.trim().to_owned()).filter(|text| !text.is_empty()),
+                None => return self.wrong(key, "a text", &value),
+            },
+        })
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>, String> {
+        let Some(value) = self.value(key) else {
+            return Ok(None);
+        };
+        match scalar(&value).as_deref().map(str::trim) {
+            Some("") => Ok(None),
+            Some(text) if parse_flag(text).is_some() => Ok(parse_flag(text)),
+            _ => self.wrong(key, "true or false", &value),
+        }
+    }
+
+    fn is_on(&self, key: &str) -> Result<bool, String> {
+        Ok(self.flag(key)?.unwrap_or(false))
+    }
+
+    /// A list of texts; one text is a list of one.
+    fn list(&self, key: &str) -> Result<Vec<String>, String> {
+        let Some(value) = self.value(key) else {
+            return Ok(Vec::new());
+        };
+        let items: Option<Vec<String>> = match &value {
+            Value::Array(items) => items
+                .iter()
+                .filter(|item| !item.is_null())
+                .map(scalar)
+                .collect(),
+            other => scalar(other).map(|text| vec![text]),
+        };
+        match items {
+            Some(items) => Ok(items
+                .into_iter()
+                .map(|item| item.trim().to_owned())
+                .filter(|item| !item.is_empty())
+                .collect()),
+            None => self.wrong(key, "a text or a list of texts", &value),
+        }
+    }
+}
+
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(flag) => Some(flag.to_string()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(config: Value, env: &[(&str, &str)]) -> Result<Settings, String> {
+        let env = env
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        Settings::from_lookup(&|key| config.get(key).cloned(), &env)
+    }
+
+    #[test]
+    fn nothing_configured_means_uv_with_pips_answers() {
+        let settings = read(json!({}), &[("HOME", "/nowhere")]).unwrap();
+        assert_eq!(settings.installer, Installer::Uv);
+        assert!(settings.best_of_all_indexes);
+        assert_eq!(settings.optional_packages, ["horovod", "pygobject"]);
+        assert_eq!(settings.cache, Path::new("/nowhere/.clearml"));
+        assert_eq!(settings.skip_venv, SkipVenv::No);
+    }
+
+    #[test]
+    fn who_installs_the_packages() {
+        let manager = "agent.package_manager.type";
+        let replace = "agent.package_manager.uv_replace_pip";
+        for (config, env, installer, uv_projects, unsupported) in [
+            (json!({manager: "pip"}), None, Installer::Uv, false, None),
+            (
+                json!({manager: "pip", replace: false}),
+                None,
+                Installer::Pip,
+                false,
+                None,
+            ),
+            (json!({replace: "no"}), None, Installer::Pip, false, None),
+            (
+                json!({manager: "uv", replace: false}),
+                None,
+                Installer::Uv,
+                true,
+                None,
+            ),
+            (
+                json!({manager: "pip"}),
+                Some("CLEARML_AGENT_FORCE_UV"),
+                Installer::Uv,
+                true,
+                None,
+            ),
+            (
+                json!({manager: "Conda"}),
+                None,
+                Installer::Uv,
+                false,
+                Some("conda"),
+            ),
+            (
+                json!({}),
+                Some("CLEARML_AGENT_FORCE_POETRY"),
+                Installer::Uv,
+                false,
+                Some("poetry"),
+            ),
+        ] {
+            let env: Vec<_> = env.iter().map(|name| (*name, "1")).collect();
+            let settings = read(config.clone(), &env).unwrap();
+            assert_eq!(settings.installer, installer, "{config}");
+            assert_eq!(settings.uv_projects, uv_projects, "{config}");
+            assert_eq!(
+                settings.unsupported_manager.as_deref(),
+                unsupported,
+                "{config}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_skip_variable_is_a_switch_or_an_interpreter() {
+        for (value, skip) in [
+            ("", SkipVenv::No),
+            ("0", SkipVenv::No),
+            ("True", SkipVenv::Yes),
+            (
+                "/opt/py/bin/python",
+                SkipVenv::Into("/opt/py/bin/python".into()),
+            ),
+        ] {
+            let env = [("CLEARML_AGENT_SKIP_PIP_VENV_INSTALL", value)];
+            assert_eq!(read(json!({}), &env).unwrap().skip_venv, skip, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_named() {
+        let error = read(json!({"agent.package_manager.force_upgrade": "maybe"}), &[]);
+        assert_eq!(
+            error.unwrap_err(),
+            "agent.package_manager.force_upgrade: expected true or false, found \"maybe\""
+        );
+        let error = read(json!({}), &[("CLEARML_AGENT_FORCE_UV", "perhaps")]);
+        assert!(error.unwrap_err().starts_with("CLEARML_AGENT_FORCE_UV"));
+    }
+
+    #[test]
+    fn index_urls_are_kept_as_secrets() {
+        let config = json!({"agent.package_manager.extra_index_url": "https://u:pw@h/simple"});
+        let env = [("PIP_INDEX_URL", "https://v:pw@h/simple")];
+        let settings = read(config, &env).unwrap();
+        assert_eq!(settings.indexes.extra_urls.len(), 1);
+        assert!(!format!("{settings:?}").contains("pw@"));
+    }
+}

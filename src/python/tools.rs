@@ -1,0 +1,229 @@
+//! What a run needs before anything is installed: the interpreter, and uv where packages are
+//! listed. Runs while the sources are fetched.
+
+use std::path::PathBuf;
+
+use tokio_util::sync::CancellationToken;
+
+use super::PythonError;
+use super::choice;
+use super::interpreter::{Interpreter, probe};
+use super::settings::{Installer, Settings, SkipVenv};
+use super::tool::find_program;
+use super::uv::{self, Uv};
+use crate::console::Console;
+use crate::task::Script;
+
+/// What the task is run by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Language {
+    Python,
+    /// `bash`, `zsh` or `sh`.
+    Shell,
+}
+
+impl Language {
+    /// From `script.binary`. Anything unknown is taken for Python.
+    pub fn of(binary: &str) -> Language {
+        match binary.rsplit('/').next() {
+            Some("bash" | "zsh" | "sh") => Language::Shell,
+            _ => Language::Python,
+        }
+    }
+}
+
+/// What kind of environment the task gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// None: a shell script with no repository and no packages.
+    Nothing,
+    /// The interpreter as it is, nothing is installed: `CLEARML_AGENT_SKIP_PYTHON_ENV_INSTALL`.
+    AsItIs,
+    /// Packages go into the interpreter that is there: `CLEARML_AGENT_SKIP_PIP_VENV_INSTALL`.
+    Shared,
+    /// A virtual environment of its own.
+    Own,
+}
+
+/// Which kind this task gets.
+pub fn kind(script: &Script, settings: &Settings) -> Kind {
+    let nothing_listed = ["pip", "conda"]
+        .iter()
+        .all(|key| script.requirements.text(key).unwrap_or_default().is_empty());
+    if Language::of(&script.binary) == Language::Shell
+        && script.repository.is_empty()
+        && nothing_listed
+    {
+        return Kind::Nothing;
+    }
+    if settings.skip_python_env {
+        return Kind::AsItIs;
+    }
+    if settings.skip_venv != SkipVenv::No || takes_over_activated_venv(settings) {
+        return Kind::Shared;
+    }
+    Kind::Own
+}
+
+/// In a container whose image has an activated environment, an environment of its own could
+/// inherit only from the base interpreter and would not see the image's packages.
+fn takes_over_activated_venv(settings: &Settings) -> bool {
+    settings.use_activated_venv
+        && settings.system_site_packages
+        && settings.variable("VIRTUAL_ENV").is_some()
+        && settings.variable("CLEARML_DOCKER_IMAGE").is_some()
+}
+
+/// The tools found for one task.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    pub kind: Kind,
+    /// `None` only where no Python is needed at all.
+    pub interpreter: Option<Interpreter>,
+    /// `None`: not looked for yet or not found; then the reason.
+    pub uv: Option<Uv>,
+    pub(super) uv_missing: Option<String>,
+}
+
+/// Finds the interpreter, and uv (fetched if need be) where the task lists packages.
+pub async fn find_tools(
+    script: &Script,
+    settings: &Settings,
+    console: &Console,
+    stop: &CancellationToken,
+) -> Result<Tools, PythonError> {
+    if let Some(name) = &settings.unsupported_manager {
+        return Err(PythonError::UnsupportedManager { name: name.clone() });
+    }
+    let kind = kind(script, settings);
+    let mut tools = Tools {
+        kind,
+        interpreter: None,
+        uv: None,
+        uv_missing: None,
+    };
+    if kind == Kind::Nothing {
+        return Ok(tools);
+    }
+    let known = script.binary.is_empty()
+        || Language::of(&script.binary) == Language::Shell
+        || script.binary.contains("python");
+    if !known {
+        console.say(format!(
+            "Note: the task's binary is {:?}, which is no Python and no shell: running it with \
+             Python.",
+            script.binary
+        ));
+    }
+    for note in &settings.notes {
+        console.say(format!("Note: {note}"));
+    }
+    let lists_packages = kind != Kind::AsItIs
+        && script
+            .requirements
+            .text("pip")
+            .is_some_and(|t| !t.trim().is_empty());
+    let look_for_uv = async {
+        if !lists_packages || settings.installer == Installer::Pip {
+            return None;
+        }
+        Some(uv::find_or_fetch(settings, console, stop).await)
+    };
+    let (interpreter, uv) = tokio::select! {
+        found = async { tokio::join!(interpreter(script, kind, settings, console), look_for_uv) } => found,
+        () = stop.cancelled() => return Err(PythonError::Stopped),
+    };
+    tools.interpreter = Some(interpreter?);
+    match uv {
+        None => {}
+        Some(Ok(uv)) => tools.uv = Some(uv),
+        Some(Err(reason)) => tools.uv_missing = Some(reason),
+    }
+    Ok(tools)
+}
+
+async fn interpreter(
+    script: &Script,
+    kind: Kind,
+    settings: &Settings,
+    console: &Console,
+) -> Result<Interpreter, PythonError> {
+    let named: Option<String> = match (&settings.skip_venv, kind) {
+        (SkipVenv::Into(program), _) => Some(program.clone()),
+        (SkipVenv::No, Kind::Shared) => Some("python".into()),
+        _ => None,
+    };
+    if let Some(program) = named {
+        let path = match program.contains('/') {
+            true => Some(PathBuf::from(&program)),
+            false => find_program(&program, &settings.search_path()),
+        };
+        let found = match path {
+            Some(path) => probe(&path, &settings.environment).await,
+            None => Err("not on PATH".into()),
+        };
+        match found {
+            Ok(found) => return Ok(found),
+            Err(reason) => console.say(format!(
+                "Note: {program} (CLEARML_AGENT_SKIP_PIP_VENV_INSTALL) can't be used: {reason}. \
+                 Looking for another Python."
+            )),
+        }
+    }
+    let (found, note) = choice::choose(&script.binary, settings).await?;
+    if let Some(note) = note {
+        console.say(note);
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn script(binary: &str, repository: &str, packages: &str) -> Script {
+        serde_json::from_value(json!({
+            "binary": binary, "repository": repository, "requirements": {"pip": packages},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn which_environment_a_task_gets() {
+        let plain = Settings::default();
+        let skip_venv = Settings {
+            skip_venv: SkipVenv::Yes,
+            ..Settings::default()
+        };
+        let skip_all = Settings {
+            skip_python_env: true,
+            ..skip_venv.clone()
+        };
+        let mut activated = Settings {
+            system_site_packages: true,
+            ..Settings::default()
+        };
+        for name in ["VIRTUAL_ENV", "CLEARML_DOCKER_IMAGE"] {
+            activated.environment.insert(name.into(), "x".into());
+        }
+        for (binary, repository, packages, settings, expected) in [
+            ("python3.11", "", "", &plain, Kind::Own),
+            ("", "https://h/r", "six", &plain, Kind::Own),
+            ("/bin/bash", "", "", &plain, Kind::Nothing),
+            ("bash", "https://h/r", "", &plain, Kind::Own),
+            ("bash", "", "six", &plain, Kind::Own),
+            ("bash", "", "", &skip_all, Kind::Nothing),
+            ("python3", "", "six", &skip_venv, Kind::Shared),
+            ("python3", "", "six", &skip_all, Kind::AsItIs),
+            ("python3", "", "six", &activated, Kind::Shared),
+        ] {
+            let script = script(binary, repository, packages);
+            assert_eq!(
+                kind(&script, settings),
+                expected,
+                "{binary} {repository} {packages}"
+            );
+        }
+    }
+}
