@@ -1,1 +1,237 @@
+//! The output of a run, from the job's pipe to everybody who wants it.
+//!
+//! All that the job prints and all that the agent says goes, in one order, to a spool file; from
+//! there the terminal, the log file and the server each read at their own pace. So the job never
+//! waits for the server and memory stays bounded whatever is printed.
+//!
+//! The server gets the job's part of the output, and the set-up part before it where that is asked
+//! for or the set-up failed. It gets it as log events of many lines: cleaned and with progress bars
+//! folded (`frames`), packed and stamped (`batch`), sent again until they are taken (`uploader`).
+//! Terminal and log file get the bytes as they came.
 
+mod batch;
+mod frames;
+mod readers;
+mod shared;
+mod spool;
+mod uploader;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+pub use uploader::Upload;
+
+use crate::console::Console;
+use shared::Shared;
+use spool::Reader;
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// A folder of this run's own; the spool is made in it.
+    pub dir: PathBuf,
+    /// `--log-file`: emptied at the start, kept at the end.
+    pub log_file: Option<PathBuf>,
+    /// Whether the output is shown on standard output.
+    pub terminal: bool,
+    /// `agent.suppress_carriage_return`: of a line that is drawn over and over, the server gets the
+    /// last state of an interval only.
+    pub suppress_carriage_return: bool,
+    /// Whether the server gets the set-up part in any case.
+    pub setup_to_server: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error(
+        "cannot keep the run's output in {}: {cause}. The folder must be writable and have space",
+        .dir.display()
+    )]
+    Spool { dir: PathBuf, cause: io::Error },
+
+    #[error("cannot write the log file {}: {cause} (given by --log-file)", .path.display())]
+    LogFile { path: PathBuf, cause: io::Error },
+}
+
+/// An amount of output. A last line without its newline counts as a line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Amount {
+    pub lines: u64,
+    pub bytes: u64,
+}
+
+/// What became of the output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// All that was printed and said.
+    pub produced: Amount,
+    /// The part of it that was meant for the server.
+    pub wanted: Amount,
+    /// The part of `wanted` that the server took. Frames of a progress bar that were left out on
+    /// purpose, and what was cleaned away, count as taken.
+    pub accepted: Amount,
+    /// Where the output is kept if the server did not take all of it.
+    pub spool: Option<PathBuf>,
+}
+
+impl Receipt {
+    /// What the server should have and has not.
+    pub fn lost(&self) -> Amount {
+        Amount {
+            lines: self.wanted.lines.saturating_sub(self.accepted.lines),
+            bytes: self.wanted.bytes.saturating_sub(self.accepted.bytes),
+        }
+    }
+}
+
+/// A cheap handle; clones are the same journal.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    shared: Arc<Shared>,
+    suppress_carriage_return: bool,
+    followers: Arc<Mutex<Followers>>,
+}
+
+#[derive(Debug, Default)]
+struct Followers {
+    local: Vec<oneshot::Receiver<()>>,
+    uploader: Option<JoinHandle<()>>,
+}
+
+impl Journal {
+    pub fn open(options: Options) -> Result<Journal, JournalError> {
+        let Options {
+            dir,
+            log_file,
+            terminal,
+            suppress_carriage_return,
+            setup_to_server,
+        } = options;
+        let spool_error = |cause: io::Error| JournalError::Spool {
+            dir: dir.clone(),
+            cause,
+        };
+        let log_file = match log_file {
+            Some(path) => match File::create(&path) {
+                Ok(file) => Some((path, file)),
+                Err(cause) => return Err(JournalError::LogFile { path, cause }),
+            },
+            None => None,
+        };
+        let terminal = if terminal {
+            // Not `io::stdout()` itself: it would hold back what has no newline yet.
+            let stdout = io::stdout().as_fd().try_clone_to_owned();
+            Some(File::from(stdout.map_err(spool_error)?))
+        } else {
+            None
+        };
+
+        std::fs::create_dir_all(&dir).map_err(spool_error)?;
+        let (spool, path) = spool::create(&dir).map_err(spool_error)?;
+        let fallback = match &terminal {
+            Some(stdout) => Some(stdout.try_clone().map_err(spool_error)?),
+            None => None,
+        };
+        let shared = Arc::new(Shared::new(spool, path, fallback, setup_to_server));
+        let mut followers = Followers::default();
+        if let Some(stdout) = terminal {
+            let reader = Reader::open(shared.path()).map_err(spool_error)?;
+            let done = readers::terminal(shared.clone(), reader, stdout).map_err(spool_error)?;
+            followers.local.push(done);
+        }
+        if let Some((path, file)) = log_file {
+            let reader = Reader::open(shared.path()).map_err(spool_error)?;
+            let done =
+                readers::log_file(shared.clone(), reader, path, file).map_err(spool_error)?;
+            followers.local.push(done);
+        }
+        Ok(Journal {
+            shared,
+            suppress_carriage_return,
+            followers: Arc::new(Mutex::new(followers)),
+        })
+    }
+
+    /// The agent's own words. They go to the spool line by line, each on a line of its own.
+    pub fn console(&self) -> Console {
+        let shared = self.shared.clone();
+        Console::new(move |line| shared.say(line))
+    }
+
+    /// Begins to send to the server. Must be called within a tokio runtime; a second call changes
+    /// nothing.
+    pub fn connect(&self, upload: Upload) {
+        let mut followers = self.followers();
+        if followers.uploader.is_none() {
+            self.shared.want_upload();
+            followers.uploader = Some(tokio::spawn(uploader::run(
+                self.shared.clone(),
+                upload,
+                self.suppress_carriage_return,
+            )));
+        }
+    }
+
+    /// What follows goes to the server always.
+    pub fn job_started(&self) {
+        self.shared.job_started();
+    }
+
+    /// The set-up part goes to the server, too. Without effect once the job has started.
+    pub fn release_setup(&self) {
+        self.shared.release_setup();
+    }
+
+    /// Takes all that comes out of `pipe`, until its end. The spool takes it at the pace of the disk.
+    pub async fn read_from(&self, mut pipe: impl AsyncRead + Unpin) -> io::Result<()> {
+        let mut buffer = vec![0; spool::MOST_IN_A_RECORD];
+        loop {
+            match pipe.read(&mut buffer).await? {
+                0 => return Ok(()),
+                read => self.shared.append(&buffer[..read]),
+            }
+        }
+    }
+
+    /// Waits until terminal, log file and server have everything, at most for `limit`. The spool is
+    /// removed unless the server still misses a part of it. What is said on the console afterwards
+    /// goes to the terminal alone.
+    pub async fn finish(self, limit: Duration) -> Receipt {
+        let deadline = Instant::now() + limit;
+        self.shared.close();
+        let Followers { local, uploader } = std::mem::take(&mut *self.followers());
+        if let Some(mut uploader) = uploader
+            && tokio::time::timeout_at(deadline, &mut uploader)
+                .await
+                .is_err()
+        {
+            uploader.abort();
+        }
+        for done in local {
+            // A terminal that nobody reads any more must not hold the run.
+            let _ = tokio::time::timeout_at(deadline, done).await;
+        }
+        let receipt = self.shared.receipt();
+        if receipt.spool.is_none() {
+            let path = self.shared.path();
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::debug!(path = %path.display(), %error, "spool not removed");
+            }
+        }
+        receipt
+    }
+
+    fn followers(&self) -> std::sync::MutexGuard<'_, Followers> {
+        self.followers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,85 @@
+//! The terminal and the log file: each a thread, since either may block for as long as it likes.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::shared::Shared;
+use super::spool::Reader;
+
+/// Shows the output as it comes. A terminal that has gone away (a closed pipe, a lost connection)
+/// is no reason to end the run.
+pub(super) fn terminal(
+    shared: Arc<Shared>,
+    reader: Reader,
+    stdout: File,
+) -> io::Result<oneshot::Receiver<()>> {
+    in_a_thread("terminal", move || {
+        if let Err(error) = follow(&shared, reader, stdout) {
+            tracing::debug!(%error, "standard output is gone");
+        }
+    })
+}
+
+/// Writes the output to the log file; says once if that fails.
+pub(super) fn log_file(
+    shared: Arc<Shared>,
+    reader: Reader,
+    path: PathBuf,
+    file: File,
+) -> io::Result<oneshot::Receiver<()>> {
+    in_a_thread("log-file", move || {
+        if let Err(error) = follow(&shared, reader, file) {
+            shared.say(&format!(
+                "Cannot write the log file {}: {error}. The rest of the output is not in it",
+                path.display()
+            ));
+        }
+    })
+}
+
+fn in_a_thread(
+    name: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> io::Result<oneshot::Receiver<()>> {
+    let (tell_done, done) = oneshot::channel();
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || {
+            work();
+            let _ = tell_done.send(());
+        })?;
+    Ok(done)
+}
+
+fn follow(shared: &Shared, mut reader: Reader, mut sink: File) -> io::Result<()> {
+    loop {
+        let view = shared.wait_for_more(reader.offset());
+        while let Some(record) = reader.next(view.end)? {
+            write_all(&mut sink, record.bytes)?;
+        }
+        if view.closed {
+            return Ok(());
+        }
+    }
+}
+
+/// As [`Write::write_all`], but a terminal that somebody else has made non-blocking is waited for.
+fn write_all(sink: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match sink.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(10)),
+                _ => return Err(error),
+            },
+        }
+    }
+    Ok(())
+}
