@@ -1,0 +1,2 @@
+#[derive(Debug, clap::Args)]
+pub struct DemoArgs {}
