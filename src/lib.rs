@@ -6,6 +6,7 @@ pub mod config;
 pub mod console;
 pub mod execute;
 pub mod journal;
+pub mod logging;
 pub mod monitor;
 pub mod process;
 pub mod python;

@@ -1,1 +1,44 @@
-fn main() {}
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use clearml_agent::cli::{Cli, Command};
+use clearml_agent::{execute, logging, server};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::start(cli.global.debug);
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("clearml-agent: cannot start: {error}");
+            return ExitCode::from(execute::outcome::exit::AGENT);
+        }
+    };
+    let ended = runtime.block_on(async {
+        match cli.command {
+            Command::Execute(args) => {
+                Ok(execute::run::execute(*args, cli.global, environment()).await)
+            }
+            Command::Server(args) => server::serve(args).await.map(|()| 0),
+            Command::Demo(_) => Ok(1),
+        }
+    });
+    // What still runs in the background (a call nobody waits for) must not hold up the exit.
+    runtime.shutdown_background();
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("clearml-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The environment, but for variables that are not text: neither settings nor Python scripts can
+/// use such.
+fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}

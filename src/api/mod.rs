@@ -15,3 +15,4 @@ pub mod workers;
 pub use error::ApiError;
 pub use retry::Patience;
 pub use session::{Credentials, Endpoint, Session};
+pub use tls::{Trust, client_builder};

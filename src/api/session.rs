@@ -175,7 +175,9 @@ impl Session {
                 .header(CONTENT_TYPE, content_type)
                 .header(AUTHORIZATION, bearer.clone())
                 .body(body.clone());
+            let begin = Instant::now();
             let (status, answer) = self.persist(request, patience).await?;
+            tracing::debug!(endpoint, status, took = ?begin.elapsed(), "API call");
             // A token may be refused before its time: the server was restarted with another key.
             if status == 401 && !renewed && matches!(self.credentials, Credentials::KeyPair { .. })
             {

@@ -117,8 +117,12 @@ async fn fetch(session: &Session, id: &str) -> Result<Task, Refused> {
 ///
 /// The answer to that call can be lost. Then the entry is gone and nobody can say who has it: the
 /// winner shows by changing the status soon; if none does, the entry is put back and raced for again.
+/// Giving up puts it back too: a task that is queued in no queue would never run.
 async fn take_from_queue(session: &Session, task: &Task) -> Result<String, Refused> {
-    const RACES: u32 = 3;
+    /// Lost answers before giving up.
+    const LOSSES: u32 = 3;
+    /// Enough for each loss to be followed by putting the entry back and by a move to another queue.
+    const ROUNDS: u32 = 3 * LOSSES;
     let id = &task.id;
     let not_queued = |status| Refused::NotQueued {
         id: id.clone(),
@@ -127,37 +131,44 @@ async fn take_from_queue(session: &Session, task: &Task) -> Result<String, Refus
     if task.status != Status::Queued {
         return Err(not_queued(task.status));
     }
-    let mut answer_lost = false;
-    for _ in 0..RACES {
-        let queue = match &task.execution.queue {
-            Some(queue) if !queue.is_empty() => queue.clone(),
-            _ => queue_holding(session, id)
-                .await?
-                .ok_or_else(|| not_queued(task.status))?,
-        };
-        let lost = match queues::remove_task(session, &queue, id).await {
+    let mut queue = match &task.execution.queue {
+        Some(queue) if !queue.is_empty() => queue.clone(),
+        _ => queue_holding(session, id)
+            .await?
+            .ok_or_else(|| not_queued(task.status))?,
+    };
+    let mut losses = 0;
+    let mut maybe_ours = false;
+    for _ in 0..ROUNDS {
+        match queues::remove_task(session, &queue, id).await {
             Ok(true) => return Ok(queue),
-            Ok(false) => None,
-            Err(error @ ApiError::Unreachable { .. }) => Some(error),
+            Ok(false) => {}
+            Err(error @ ApiError::Unreachable { .. }) => {
+                tracing::debug!(%error, "the answer to the claim was lost");
+                losses += 1;
+                if losses == LOSSES {
+                    if queue_holding(session, id).await?.is_none()
+                        && stays_queued(session, id).await?
+                    {
+                        queues::add_task(session, &queue, id).await?;
+                    }
+                    return Err(error.into());
+                }
+                maybe_ours = true;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
             Err(error) => return Err(error.into()),
-        };
-        if let Some(error) = lost {
-            tracing::debug!(%error, "the answer to the claim was lost");
-            answer_lost = true;
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            continue;
         }
         // Not in the queue that the task names: it may have been moved to another one.
         if let Some(other) = queue_holding(session, id).await? {
-            if queues::remove_task(session, &other, id).await? {
-                return Ok(other);
-            }
-        } else if answer_lost && stays_queued(session, id).await? {
+            queue = other;
+        } else if maybe_ours && stays_queued(session, id).await? {
             queues::add_task(session, &queue, id).await?;
-            answer_lost = false;
-            continue;
+            maybe_ours = false;
+        } else {
+            break;
         }
-        return Err(Refused::TakenByAnother { id: id.clone() });
     }
     Err(Refused::TakenByAnother { id: id.clone() })
 }

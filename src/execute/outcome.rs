@@ -40,6 +40,8 @@ pub enum Stage {
 /// The agent's own exit codes: sysexits(3), so that they are told from a script's. Usage errors
 /// have 2, as with the Python agent.
 pub mod exit {
+    /// The command line is wrong (clap's code, and the Python agent's).
+    pub const USAGE: u8 = 2;
     /// The task asks for something that cannot be run.
     pub const TASK: u8 = 65;
     /// The task, its repository or its commit is not there.
@@ -114,7 +116,7 @@ impl Outcome {
             },
             Outcome::Failed { stage, cause } => Verdict {
                 status: FinalStatus::Failed,
-                reason: one_line(&format!("{}: {cause}", stage.words())),
+                reason: format!("{}: {}", stage.words(), one_line(cause)),
                 last_line: format!("{}: {cause}", stage.words()),
                 exit_code: stage.exit_code(),
             },
@@ -146,7 +148,7 @@ impl Stage {
 const SIGTERM: i32 = 15;
 
 /// 128 + the signal, as shells have it.
-fn for_signal(signal: i32) -> u8 {
+pub fn for_signal(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }
 
@@ -175,10 +177,17 @@ pub fn signal_name(signal: i32) -> String {
     format!("SIG{name}")
 }
 
-/// The server shows the reason on one line; the log has the whole text.
+/// The server shows the reason on one line; the log has the whole text. A tool's output, which errors
+/// hold indented below a line that ends in a colon, is left to the log.
 fn one_line(text: &str) -> String {
     const LONGEST: usize = 600;
-    let joined = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let own_words = text
+        .lines()
+        .filter(|line| !line.starts_with(' ') && !line.ends_with(':'));
+    let joined = own_words
+        .flat_map(str::split_whitespace)
+        .collect::<Vec<_>>()
+        .join(" ");
     match joined.char_indices().nth(LONGEST) {
         Some((cut, _)) => format!("{}…", &joined[..cut]),
         None => joined,
@@ -229,7 +238,7 @@ mod tests {
             (
                 Outcome::Failed {
                     stage: Stage::Checkout,
-                    cause: "no branch x\nnearest: y".into(),
+                    cause: "no branch x\nThe last lines of git:\n    fatal\nnearest: y".into(),
                 },
                 Failed,
                 "failed getting the code: no branch x nearest: y",
@@ -249,7 +258,7 @@ mod tests {
             cause: "é".repeat(2000),
         }
         .verdict();
-        assert!(verdict.reason.ends_with('…') && verdict.reason.chars().count() == 601);
+        assert!(verdict.reason.ends_with("é…") && verdict.reason.chars().count() < 640);
         assert!(verdict.last_line.chars().count() > 2000);
     }
 }

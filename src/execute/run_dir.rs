@@ -1,0 +1,123 @@
+//! The private folder of one run: environment, code, the job's configuration. Removed at the end;
+//! what a killed run left behind is removed by the next one.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const PREFIX: &str = "run-";
+/// A folder this young may not be locked by its maker yet.
+const YOUNG: Duration = Duration::from_secs(60);
+
+/// Holds the folder for as long as the run lasts. Dropping it removes the folder.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    /// The folder itself, locked while the run lives, so that others can tell.
+    _lock: File,
+}
+
+impl RunDir {
+    /// Makes a folder under `parent` that only this user can enter.
+    pub fn create(parent: &Path, task: &str) -> io::Result<RunDir> {
+        fs::create_dir_all(parent)?;
+        // Short: the paths of scripts' interpreters in it have a limit (127 bytes in older kernels).
+        let name = format!("{PREFIX}{}-", task.get(..8).unwrap_or(task));
+        let path = tempfile::Builder::new()
+            .prefix(&name)
+            .rand_bytes(6)
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(parent)?
+            .keep();
+        let lock = File::open(&path)?;
+        lock.lock()?;
+        Ok(RunDir { path, _lock: lock })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes an empty folder `name` in it.
+    pub fn folder(&self, name: &str) -> io::Result<PathBuf> {
+        let path = self.path.join(name);
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(path)
+    }
+
+    /// Writes `text` to the file `name`, which only this user can read.
+    pub fn private_file(&self, name: &str, text: &str) -> io::Result<PathBuf> {
+        let path = self.path.join(name);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        file.write_all(text.as_bytes())?;
+        Ok(path)
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::debug!(%error, path = %self.path.display(), "the run's folder stays");
+        }
+    }
+}
+
+/// Removes the folders of runs that no longer live. It can take long: not for the way to the
+/// script's first line.
+pub fn remove_leftovers(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !is_old(&path) {
+            continue;
+        }
+        let Ok(lock) = File::open(&path) else {
+            continue;
+        };
+        if lock.try_lock().is_ok() {
+            tracing::debug!(path = %path.display(), "removing what a killed run left");
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+fn is_old(path: &Path) -> bool {
+    let changed = fs::metadata(path).and_then(|metadata| metadata.modified());
+    changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > YOUNG))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_holds_is_removed() {
+        let parent = tempfile::tempdir().unwrap();
+        let alive = RunDir::create(parent.path(), "t1").unwrap();
+        let config = alive.private_file("clearml.conf", "{}").unwrap();
+        let [dead, young, foreign] = ["run-t0-1-abc", "run-t2-1-abc", "3.11"].map(|name| {
+            let path = parent.path().join(name);
+            fs::create_dir_all(path.join("venv")).unwrap();
+            path
+        });
+        let long_ago = std::time::SystemTime::now() - 2 * YOUNG;
+        for old in [alive.path(), &dead, &foreign] {
+            File::open(old).unwrap().set_modified(long_ago).unwrap();
+        }
+
+        remove_leftovers(parent.path());
+        assert!(config.exists() && foreign.exists() && young.exists() && !dead.exists());
+
+        let path = alive.path().to_owned();
+        drop(alive);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,213 @@
+//! What the command line, the environment and `clearml.conf` mean together. Below this nobody reads
+//! an environment variable or a configuration key of the run.
+
+use std::path::{Path, PathBuf};
+
+use super::claim::Mode;
+use super::job_env::{Gpus, Variables};
+use super::outcome::exit;
+use crate::api::{Endpoint, Trust};
+use crate::cli::{ExecuteArgs, GlobalArgs, LogLevel};
+use crate::config::{self, Config, ConfigError, Lookup};
+use crate::python;
+use crate::secret::Secret;
+use crate::source::GitCredentials;
+
+/// Everything that is decided before the first request.
+#[derive(Debug)]
+pub struct Settings {
+    pub task: String,
+    pub mode: Mode,
+    pub endpoint: Endpoint,
+    pub monitoring: Monitoring,
+    pub log_file: Option<PathBuf>,
+    pub job: JobSettings,
+    pub git: GitSettings,
+    pub python: python::Settings,
+    /// Where the runs' private folders are made (`agent.venvs_dir`).
+    pub runs_dir: PathBuf,
+    /// Where output waits that the server has not taken yet.
+    pub journal_dir: PathBuf,
+    /// `agent.suppress_carriage_return`.
+    pub suppress_carriage_return: bool,
+    /// `agent.resource_monitoring.disk_use_path`, or the home folder.
+    pub disk: PathBuf,
+    pub config: Config,
+}
+
+/// What the script is given.
+#[derive(Debug)]
+pub struct JobSettings {
+    pub inherited: Variables,
+    pub gpus: Gpus,
+    pub log_level: LogLevel,
+    /// How many `-O`.
+    pub optimize: u8,
+    /// The text of the SDK's configuration file.
+    pub config: String,
+    /// `agent.enable_task_env`: the task's `Environment` parameters become variables.
+    pub task_env: bool,
+}
+
+#[derive(Debug)]
+pub struct GitSettings {
+    pub credentials: GitCredentials,
+    /// The folder of mirrors, where `agent.vcs_cache` is on.
+    pub cache: Option<PathBuf>,
+    pub trust: Trust,
+}
+
+/// What the server is sent besides the task's status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Monitoring {
+    /// `--disable-monitoring`: nothing.
+    Off,
+    /// The script's output, the machine's figures.
+    Job,
+    /// `--full-monitoring`: the set-up's output too.
+    Full,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error("{option} is not built yet: {instead}")]
+    NotBuilt {
+        option: &'static str,
+        instead: &'static str,
+    },
+    #[error("{0}")]
+    Value(String),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+impl SettingsError {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            SettingsError::NotBuilt { .. } => exit::USAGE,
+            SettingsError::Value(_) | SettingsError::Config(_) => exit::CONFIG,
+        }
+    }
+}
+
+/// Reads the configuration and lays the command line over it.
+pub fn resolve(
+    args: &ExecuteArgs,
+    global: &GlobalArgs,
+    env: Variables,
+) -> Result<Settings, SettingsError> {
+    refuse_what_is_not_built(args)?;
+    let home = env.get("HOME").filter(|h| !h.is_empty()).map(PathBuf::from);
+    let config = config::load(&Lookup {
+        config_file: global.config_file.as_deref(),
+        env: &env,
+        home: home.as_deref(),
+    })?;
+    // What the script inherits, and with it every tool that is run for it.
+    let mut inherited = env;
+    inherited.extend(config.job_variables().clone());
+    let gpus = Gpus::from_flags(args.gpus.as_deref(), args.cpu_only);
+    let worker = config.worker_id();
+    let endpoint = config.endpoint(&worker)?;
+    let vcs_cache = config.flag("agent.vcs_cache.enabled")?.unwrap_or(true);
+    let folder = |key: &'static str| {
+        config
+            .path(key)
+            .map(|path| absolute(&path))
+            .ok_or_else(|| no_folder(key))
+    };
+    Ok(Settings {
+        task: args.id.clone(),
+        mode: mode(args),
+        monitoring: monitoring(args),
+        log_file: args.log_file.as_deref().map(absolute),
+        git: GitSettings {
+            credentials: git_credentials(args, &config),
+            cache: if vcs_cache {
+                Some(folder("agent.vcs_cache.path")?)
+            } else {
+                None
+            },
+            trust: endpoint.trust.clone(),
+        },
+        python: python::Settings::from_lookup(&|key| config.value(key).cloned(), &inherited)
+            .map_err(SettingsError::Value)?,
+        runs_dir: folder("agent.venvs_dir")?,
+        journal_dir: home
+            .as_deref()
+            .map(|home| home.join(".clearml/journal"))
+            .unwrap_or_else(|| std::env::temp_dir().join("clearml-journal")),
+        suppress_carriage_return: config
+            .flag("agent.suppress_carriage_return")?
+            .unwrap_or(true),
+        disk: config
+            .path("agent.resource_monitoring.disk_use_path")
+            .or(home)
+            .unwrap_or_else(|| PathBuf::from("/")),
+        job: JobSettings {
+            gpus,
+            log_level: args.log_level,
+            optimize: args.optimize,
+            config: config.for_job(),
+            task_env: config.flag("agent.enable_task_env")?.unwrap_or(false),
+            inherited,
+        },
+        endpoint,
+        config,
+    })
+}
+
+fn refuse_what_is_not_built(args: &ExecuteArgs) -> Result<(), SettingsError> {
+    if args.docker.is_some() {
+        return Err(SettingsError::NotBuilt {
+            option: "--docker",
+            instead: "leave it out to run the task on this machine",
+        });
+    }
+    if args.standalone_mode {
+        return Err(SettingsError::NotBuilt {
+            option: "--standalone-mode",
+            instead: "leave it out; code and packages that are cached here are not fetched again",
+        });
+    }
+    Ok(())
+}
+
+fn mode(args: &ExecuteArgs) -> Mode {
+    match (args.require_queue, args.clone) {
+        (true, _) => Mode::FromQueue,
+        (false, true) => Mode::Clone,
+        (false, false) => Mode::Any,
+    }
+}
+
+fn monitoring(args: &ExecuteArgs) -> Monitoring {
+    match (args.disable_monitoring, args.full_monitoring) {
+        (true, _) => Monitoring::Off,
+        (false, true) => Monitoring::Full,
+        (false, false) => Monitoring::Job,
+    }
+}
+
+/// `--git-user` and `--git-pass` come before the environment and the configuration, value by value.
+fn git_credentials(args: &ExecuteArgs, config: &Config) -> GitCredentials {
+    let typed_or_configured = |typed: &Option<String>, key| {
+        let typed = typed.clone().filter(|value| !value.is_empty());
+        typed.or_else(|| config.text(key))
+    };
+    GitCredentials {
+        user: typed_or_configured(&args.git_user, "agent.git_user"),
+        password: typed_or_configured(&args.git_pass, "agent.git_pass").map(Secret::new),
+        host: config.text("agent.git_host"),
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn no_folder(key: &str) -> SettingsError {
+    SettingsError::Value(format!(
+        "there is no folder for `{key}`: HOME is not set, and neither is the key in clearml.conf"
+    ))
+}

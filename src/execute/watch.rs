@@ -1,0 +1,121 @@
+//! Looking at the task on the server while it runs: an abort there becomes the run's stop request.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::outcome::StopCause;
+use super::stop::Stop;
+use crate::api::tasks::{self, Standing};
+use crate::api::{ApiError, Session};
+use crate::task::Status;
+
+/// An abort is to be seen within 5 s.
+const LOOK_EACH: Duration = Duration::from_secs(4);
+/// As the Python agent pings; the server gives a silent task up after two hours.
+const PING_EACH: Duration = Duration::from_secs(60);
+/// The message that the server sets when a running task is to be aborted.
+const STOPPING: &str = "stopping";
+/// A task that is put back on purpose stays so; one look may meet a change in between.
+const LOOKS_TILL_TAKEN_AWAY: u32 = 4;
+
+/// Watches until a stop is asked for, by anybody. Dropping the future ends the watch.
+pub async fn watch(session: Arc<Session>, task: String, stop: Stop) {
+    let mut taken_away = 0;
+    let mut pinged = Instant::now();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EACH) => {}
+            _ = stop.requested() => return,
+        }
+        match tasks::standing(&session, &task).await {
+            Ok(standing) => {
+                if let Some(what) = reads_as_stop(standing.as_ref(), &mut taken_away) {
+                    stop.request(StopCause::Server { what });
+                    return;
+                }
+            }
+            Err(error @ ApiError::Refused { .. }) => tracing::debug!(%error, "standing"),
+            // The server is away: the task runs on; what it prints waits in the journal.
+            Err(error) => tracing::debug!(%error, "the server does not answer the watch"),
+        }
+        if pinged.elapsed() >= PING_EACH {
+            pinged = Instant::now();
+            if let Err(error) = tasks::ping(&session, &task).await {
+                tracing::debug!(%error, "ping");
+            }
+        }
+    }
+}
+
+/// What in a task's standing means that it is to stop, in words; `taken_away` counts the looks in a
+/// row that found it waiting somewhere again. The rules are the Python agent's.
+fn reads_as_stop(standing: Option<&Standing>, taken_away: &mut u32) -> Option<String> {
+    let Some(standing) = standing else {
+        return Some("the task was deleted on the server".into());
+    };
+    let waiting = matches!(standing.status, Status::Queued | Status::Created);
+    *taken_away = if waiting { *taken_away + 1 } else { 0 };
+    match standing.status {
+        Status::InProgress if standing.status_message.as_deref() == Some(STOPPING) => {
+            Some("aborted on the server".into())
+        }
+        Status::Stopped | Status::Failed | Status::Closed | Status::Published => Some(format!(
+            "its status was set to {} on the server",
+            standing.status
+        )),
+        Status::Queued | Status::Created if *taken_away >= LOOKS_TILL_TAKEN_AWAY => Some(format!(
+            "the task was reset on the server (its status is {})",
+            standing.status
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_abort_is_told_from_a_running_task() {
+        for (status, message, stops) in [
+            (Status::InProgress, None, false),
+            (
+                Status::InProgress,
+                Some("Changed by clearml-agent h:1"),
+                false,
+            ),
+            (Status::InProgress, Some("stopping"), true),
+            (Status::Stopped, None, true),
+            (Status::Failed, None, true),
+            (Status::Published, None, true),
+            // The script has said itself that it is done, and may have more to do.
+            (Status::Completed, None, false),
+            (Status::Created, None, false),
+        ] {
+            let standing = Standing {
+                status,
+                status_message: message.map(str::to_owned),
+            };
+            let said = reads_as_stop(Some(&standing), &mut 0);
+            assert_eq!(said.is_some(), stops, "{standing:?}: {said:?}");
+        }
+        assert!(reads_as_stop(None, &mut 0).is_some());
+    }
+
+    #[test]
+    fn a_reset_counts_when_it_stays() {
+        let reset = Standing {
+            status: Status::Created,
+            status_message: None,
+        };
+        let running = Standing {
+            status: Status::InProgress,
+            status_message: None,
+        };
+        let mut count = 0;
+        for standing in [&reset, &reset, &reset, &running, &reset, &reset, &reset] {
+            assert_eq!(reads_as_stop(Some(standing), &mut count), None);
+        }
+        assert!(reads_as_stop(Some(&reset), &mut count).is_some());
+    }
+}
