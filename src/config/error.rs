@@ -35,8 +35,8 @@ pub enum ConfigError {
     },
     #[error(
         "no API server is configured ({origin})\n\
-         Set api.api_server in ~/clearml.conf, or the environment variable CLEARML_API_HOST, \
-         for example to https://api.clear.ml."
+         Set api.api_server in ~/clearml.conf, for example to https://api.clear.ml, with api.credentials beside \
+         it; or set CLEARML_API_HOST, CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY."
     )]
     NoServer { origin: String },
     #[error(
