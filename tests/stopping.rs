@@ -110,7 +110,7 @@ fn a_stop_during_the_set_up_leaves_nothing_in_progress() {
     task["requirements"] = json!({"pip": format!("endless @ file://{}", package.path().display())});
     let id = world.api.create("slow set-up", task);
     let mut running = world.start_execute(&id, &[]);
-    running.line_with("install");
+    running.line_with("Installing packages");
     running.signal("TERM");
     let ended = running.wait().exits(143);
     assert!(!ended.stdout.contains("never"));

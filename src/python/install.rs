@@ -268,12 +268,17 @@ impl Run<'_> {
 
     async fn install(&mut self, with: &With, list: &List) -> Result<(), PythonError> {
         let file = self.write(&list.file())?;
-        let (tool, mut finished) = match with {
-            With::Uv(uv) => ("uv", self.uv(uv, &file, None).await?),
+        let tool = match with {
+            With::Uv(_) => "uv",
+            With::Pip => "pip",
+        };
+        self.console.say(format!("Installing packages with {tool}"));
+        let mut finished = match with {
+            With::Uv(uv) => self.uv(uv, &file, None).await?,
             With::Pip => {
                 let mut args = self.pip_flags();
                 args.extend(["-r".into(), file.to_string_lossy().into_owned()]);
-                ("pip", self.pip(&args).await?)
+                self.pip(&args).await?
             }
         };
         let pins = list.pins();
