@@ -35,6 +35,9 @@ pub struct GlobalArgs {
 pub enum Command {
     /// Run one task, given by its id
     Execute(Box<ExecuteArgs>),
+    /// Send to the server what earlier runs could not: logs of agents that were killed, or whose
+    /// server was away
+    Sync(SyncArgs),
     /// Serve a small ClearML-compatible API, for trials, tests and CI
     Server(ServerArgs),
     /// Show the whole way on this machine: a server, a task, and `execute` running it
@@ -98,6 +101,15 @@ pub struct ExecuteArgs {
     /// Send the set-up's log to the server too
     #[arg(long, help_heading = "Log and monitoring")]
     pub full_monitoring: bool,
+    /// How long the end may wait for a server that does not take the rest of the log; what is left
+    /// then is kept for `clearml-agent sync`
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60,
+        help_heading = "Log and monitoring"
+    )]
+    pub drain_timeout: u64,
     /// Log level of the ClearML SDK in the task, in any case
     #[arg(
         long,
@@ -107,6 +119,13 @@ pub struct ExecuteArgs {
         help_heading = "Log and monitoring"
     )]
     pub log_level: LogLevel,
+}
+
+#[derive(Debug, Args)]
+pub struct SyncArgs {
+    /// Folder of the journals, in place of `agent.journal.path`
+    #[arg(value_name = "DIR")]
+    pub dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

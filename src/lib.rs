@@ -13,4 +13,5 @@ pub mod python;
 pub mod secret;
 pub mod server;
 pub mod source;
+pub mod sync;
 pub mod task;

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use clearml_agent::cli::{Cli, Command};
-use clearml_agent::{execute, logging, server};
+use clearml_agent::{execute, logging, server, sync};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
             Command::Execute(args) => {
                 Ok(execute::run::execute(*args, cli.global, environment()).await)
             }
+            Command::Sync(args) => Ok(sync::sync(args, cli.global, environment()).await),
             Command::Server(args) => server::serve(args).await.map(|()| 0),
             Command::Demo(_) => Ok(1),
         }

@@ -196,6 +196,11 @@ impl Config {
         Some(expand(&self.text(key)?, &self.env, self.home.as_deref()))
     }
 
+    /// The name of this machine.
+    pub fn machine(&self) -> &str {
+        &self.host_name
+    }
+
     /// The name under which this run is known to the server.
     pub fn worker_id(&self) -> String {
         worker_id(

@@ -40,6 +40,8 @@ pub enum Stage {
 /// The agent's own exit codes: sysexits(3), so that they are told from a script's. Usage errors
 /// have 2, as with the Python agent.
 pub mod exit {
+    use crate::api::ApiError;
+
     /// The command line is wrong (clap's code, and the Python agent's).
     pub const USAGE: u8 = 2;
     /// The task asks for something that cannot be run.
@@ -60,6 +62,15 @@ pub mod exit {
     pub const NOT_ALLOWED: u8 = 77;
     /// The configuration is missing or wrong.
     pub const CONFIG: u8 = 78;
+
+    /// For a call that could not be made before there was a task to end.
+    pub fn for_api(error: &ApiError) -> u8 {
+        match error {
+            ApiError::Unauthorized { .. } => NOT_ALLOWED,
+            ApiError::Setup { .. } | ApiError::NotAnApiServer { .. } => CONFIG,
+            _ => NO_SERVER,
+        }
+    }
 }
 
 /// What is written and returned at the end.

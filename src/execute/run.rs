@@ -1,6 +1,7 @@
 //! The story of one run, top to bottom: settings, log, login, claim, code and environment, script,
 //! status, exit code.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,15 +17,13 @@ use crate::api::tasks::{self, StatusNote, StatusWrite};
 use crate::api::{ApiError, Session, workers};
 use crate::cli::{ExecuteArgs, GlobalArgs};
 use crate::console::Console;
-use crate::journal::{self, Journal, JournalError, Upload};
+use crate::journal::{self, Journal, JournalError, Upload, sync};
 use crate::monitor;
 use crate::process::{self, Ended};
 use crate::task::Task;
 
 /// How long the script has to end after it was asked to.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long the end waits for a server that does not take the rest of the log.
-const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// Why no script was started and no task was touched (or the claim itself could not be finished).
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +47,7 @@ impl NotRun {
         match self {
             NotRun::Settings(error) => error.exit_code(),
             NotRun::Log(_) => exit::CANNOT_WRITE,
-            NotRun::Login(error) | NotRun::Refused(Refused::Api(error)) => match error {
-                ApiError::Unauthorized { .. } => exit::NOT_ALLOWED,
-                ApiError::Setup { .. } | ApiError::NotAnApiServer { .. } => exit::CONFIG,
-                _ => exit::NO_SERVER,
-            },
+            NotRun::Login(error) | NotRun::Refused(Refused::Api(error)) => exit::for_api(error),
             NotRun::Refused(Refused::NoSuchTask { .. }) => exit::NOT_FOUND,
             NotRun::Refused(_) => exit::NOT_CLAIMED,
             NotRun::Interrupted(signal) => for_signal(*signal),
@@ -89,21 +84,37 @@ async fn attempt(args: &ExecuteArgs, global: &GlobalArgs, env: Variables) -> Res
     tracing::debug!("configuration:\n{}", settings.config.printable());
 
     let journal = Journal::open(journal::Options {
-        dir: settings.journal_dir.clone(),
+        dir: settings.journal.dir.clone(),
+        machine: settings.config.machine().to_owned(),
+        limit: settings.journal.limit,
         log_file: settings.log_file.clone(),
         terminal: true,
         suppress_carriage_return: settings.suppress_carriage_return,
         setup_to_server: settings.monitoring == Monitoring::Full,
     })?;
-    let console = journal.console();
-    let worker = settings.endpoint.worker.clone();
+    match take(&settings, &stop, &journal.console()).await {
+        Ok((session, claimed)) => Ok(carry_out(claimed, settings, session, journal, stop).await),
+        Err(not_run) => {
+            // What was said so far is shown; there is no server to have it.
+            journal.finish(Duration::from_secs(1)).await;
+            Err(not_run)
+        }
+    }
+}
 
+/// Logs in and takes the task.
+async fn take(
+    settings: &Settings,
+    stop: &Stop,
+    console: &Console,
+) -> Result<(Session, Claimed), NotRun> {
     let session = tokio::select! {
         session = Session::login(&settings.endpoint) => session.map_err(NotRun::Login)?,
         cause = stop.requested() => return Err(interrupted(&cause)),
     };
-    let claimed = claim::claim(&session, &settings.task, settings.mode, &worker, &console).await?;
-    Ok(carry_out(claimed, settings, session, journal, stop).await)
+    let worker = &settings.endpoint.worker;
+    let claimed = claim::claim(&session, &settings.task, settings.mode, worker, console).await?;
+    Ok((session, claimed))
 }
 
 fn interrupted(cause: &StopCause) -> NotRun {
@@ -168,17 +179,9 @@ async fn carry_out(
     }
     let verdict = outcome.verdict();
     run.console.say(&verdict.last_line);
-    let receipt = journal.finish(DRAIN_LIMIT).await;
-    if let Some(spool) = &receipt.spool {
-        let lost = receipt.lost();
-        eprintln!(
-            "clearml-agent: {} lines ({} bytes) of the log are not on the server, which did not take \
-             them within {} s; they are kept in {}",
-            lost.lines,
-            lost.bytes,
-            DRAIN_LIMIT.as_secs(),
-            spool.display()
-        );
+    let receipt = journal.finish(run.settings.journal.drain).await;
+    if monitoring != Monitoring::Off {
+        eprintln!("clearml-agent: {}", receipt.words());
     }
     let message = claim::changed_by(&worker);
     let note = StatusNote {
@@ -254,6 +257,10 @@ async fn follow(run: &Run, journal: &Journal, prepared: Prepared) -> Outcome {
     };
     let runs_dir = run.settings.runs_dir.clone();
     tokio::task::spawn_blocking(move || run_dir::remove_leftovers(&runs_dir));
+    let leftovers = tokio::spawn(send_leftovers(
+        run.session.clone(),
+        run.settings.leftovers(),
+    ));
     // Beside the script: it does not wait for these calls, the status does.
     let written = tokio::spawn(write_back.send(run.session.clone(), run.task.id.clone()));
 
@@ -269,6 +276,8 @@ async fn follow(run: &Run, journal: &Journal, prepared: Prepared) -> Outcome {
             "Note: the script's output could not be read to its end: {error}"
         ));
     }
+    // What is not sent by now, the next run sends.
+    leftovers.abort();
     match written.await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => run.console.say(format!(
@@ -280,5 +289,23 @@ async fn follow(run: &Run, journal: &Journal, prepared: Prepared) -> Outcome {
         (Some(cause), _) => Outcome::Stopped(cause),
         (None, Ended::Exited { code }) => Outcome::Exited { code },
         (None, Ended::Signalled { signal }) => Outcome::Signalled { signal },
+    }
+}
+
+/// Sends what earlier runs on this machine left in the journals' folder.
+async fn send_leftovers(session: Arc<Session>, of: Option<(PathBuf, String)>) {
+    let Some((dir, machine)) = of else {
+        return;
+    };
+    let whose = sync::Whose::Machine(&machine);
+    let told = sync::send_left(&dir, whose, &session, |sent| match sent.what {
+        sync::What::Done { task, receipt } => eprintln!(
+            "clearml-agent: sent what an earlier run of task {task} had left: {}",
+            receipt.words()
+        ),
+        what => tracing::debug!(path = %sent.path.display(), ?what, "a journal of an earlier run"),
+    });
+    if let Err(error) = told.await {
+        tracing::debug!(%error, "journals of earlier runs");
     }
 }

@@ -2,6 +2,7 @@
 //! an environment variable or a configuration key of the run.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::claim::Mode;
 use super::job_env::{Gpus, Variables};
@@ -26,13 +27,21 @@ pub struct Settings {
     pub python: python::Settings,
     /// Where the runs' private folders are made (`agent.venvs_dir`).
     pub runs_dir: PathBuf,
-    /// Where output waits that the server has not taken yet.
-    pub journal_dir: PathBuf,
+    pub journal: JournalSettings,
     /// `agent.suppress_carriage_return`.
     pub suppress_carriage_return: bool,
     /// `agent.resource_monitoring.disk_use_path`, or the home folder.
     pub disk: PathBuf,
     pub config: Config,
+}
+
+impl Settings {
+    /// The folder and the machine whose journals of earlier runs are sent beside this one; not where
+    /// no log is to be sent.
+    pub fn leftovers(&self) -> Option<(PathBuf, String)> {
+        let machine = self.config.machine().to_owned();
+        (self.monitoring != Monitoring::Off).then(|| (self.journal.dir.clone(), machine))
+    }
 }
 
 /// What the script is given.
@@ -47,6 +56,16 @@ pub struct JobSettings {
     pub config: String,
     /// `agent.enable_task_env`: the task's `Environment` parameters become variables.
     pub task_env: bool,
+}
+
+#[derive(Debug)]
+pub struct JournalSettings {
+    /// Where output waits that the server has not taken yet (`agent.journal.path`).
+    pub dir: PathBuf,
+    /// How much may wait, in bytes (`agent.journal.max_size_mb`).
+    pub limit: u64,
+    /// How long the end may wait for the server (`--drain-timeout`).
+    pub drain: Duration,
 }
 
 #[derive(Debug)]
@@ -133,10 +152,11 @@ pub fn resolve(
         python: python::Settings::from_lookup(&|key| config.value(key).cloned(), &inherited)
             .map_err(SettingsError::Value)?,
         runs_dir: folder("agent.venvs_dir")?,
-        journal_dir: home
-            .as_deref()
-            .map(|home| home.join(".clearml/journal"))
-            .unwrap_or_else(|| std::env::temp_dir().join("clearml-journal")),
+        journal: JournalSettings {
+            dir: folder("agent.journal.path")?,
+            limit: journal_limit(&config)?,
+            drain: Duration::from_secs(args.drain_timeout),
+        },
         suppress_carriage_return: config
             .flag("agent.suppress_carriage_return")?
             .unwrap_or(true),
@@ -155,6 +175,19 @@ pub fn resolve(
         endpoint,
         config,
     })
+}
+
+fn journal_limit(config: &Config) -> Result<u64, SettingsError> {
+    const KEY: &str = "agent.journal.max_size_mb";
+    match config.number(KEY)? {
+        None => Ok(u64::MAX),
+        // Saturates, which is what is meant.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Some(size) if size >= 1.0 => Ok((size * 1024.0 * 1024.0) as u64),
+        Some(size) => Err(SettingsError::Value(format!(
+            "{KEY} is {size}: output needs some space on its way to the server, 1 at least"
+        ))),
+    }
 }
 
 fn refuse_what_is_not_built(args: &ExecuteArgs) -> Result<(), SettingsError> {

@@ -36,6 +36,7 @@ struct Event {
 pub(super) struct Line {
     pub json: Vec<u8>,
     pub amount: Amount,
+    pub time: u64,
 }
 
 #[derive(Serialize)]
@@ -50,6 +51,14 @@ struct LogEvent<'a> {
 }
 
 impl Batch {
+    /// Whose first event comes after `last_time`.
+    pub fn after(last_time: u64) -> Self {
+        Self {
+            last_time,
+            ..Self::default()
+        }
+    }
+
     /// Adds text that came at `time` and stands for `amount` of the output.
     pub fn add(&mut self, text: &str, time: u64, amount: Amount) {
         if text.is_empty() {
@@ -68,7 +77,6 @@ impl Batch {
             event.amount.add(amount);
             return;
         }
-        let mut amount = amount;
         let mut rest = text;
         while !rest.is_empty() {
             let (part, after) = rest.split_at(rest.floor_char_boundary(MOST_IN_AN_EVENT));
@@ -77,7 +85,12 @@ impl Batch {
             self.events.push_back(Event {
                 time: self.last_time,
                 text: part.to_owned(),
-                amount: std::mem::take(&mut amount),
+                // With the last part all of it is there.
+                amount: if after.is_empty() {
+                    amount
+                } else {
+                    Amount::default()
+                },
             });
             rest = after;
         }
@@ -120,6 +133,7 @@ impl Batch {
             lines.push(Line {
                 json,
                 amount: event.amount,
+                time: event.time,
             });
             self.events.pop_front();
         }

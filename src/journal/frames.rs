@@ -69,10 +69,7 @@ impl Frames {
         self.time = time;
         let mut rest = bytes;
         while !rest.is_empty() {
-            let plain = rest
-                .iter()
-                .position(|b| matches!(b, b'\n' | b'\r'))
-                .unwrap_or(rest.len());
+            let plain = memchr::memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
             if plain > 0 {
                 self.add(&rest[..plain], out);
                 rest = &rest[plain..];
@@ -107,17 +104,13 @@ impl Frames {
                 0 => piece.len(),
                 boundary => boundary,
             };
-            out(
-                &clean(&piece[..length]),
-                self.time,
-                std::mem::take(&mut self.owed),
-            );
+            let rest = self.line.len() - start - length;
+            let owed = take_but(&mut self.owed, rest);
+            out(&clean(&piece[..length]), self.time, owed);
             start += length;
             self.shown = Shown::Beginning;
         }
         self.line.drain(..start);
-        // What the pieces stand for was taken with the first of them, the open rest among it; the
-        // rest is owed when it comes out.
         if start > 0 {
             self.since = Some(self.time);
         }
@@ -202,10 +195,7 @@ impl Frames {
             return;
         }
         self.flushed = Some(now);
-        let mut owed = std::mem::take(&mut self.owed);
-        let kept = (self.line.len() - length) as u64;
-        owed.bytes -= kept.min(owed.bytes);
-        self.owed.bytes = kept;
+        let owed = take_but(&mut self.owed, self.line.len() - length);
         out(&clean(&self.line[..length]), self.time, owed);
         self.line.drain(..length);
         self.shown = Shown::Beginning;
@@ -235,6 +225,15 @@ impl Frames {
             ..Frames::new(self.fold)
         };
     }
+}
+
+/// Takes what is owed but for the last `kept` bytes, which are not given out yet.
+fn take_but(owed: &mut Amount, kept: usize) -> Amount {
+    let kept = (kept as u64).min(owed.bytes);
+    let mut taken = std::mem::take(owed);
+    taken.bytes -= kept;
+    owed.bytes = kept;
+    taken
 }
 
 /// `bytes` as the web page shows them: invalid UTF-8 replaced, backspaces and terminal commands

@@ -7,13 +7,18 @@
 //! The server gets the job's part of the output, and the set-up part before it where that is asked
 //! for or the set-up failed. It gets it as log events of many lines: cleaned and with progress bars
 //! folded (`frames`), packed and stamped (`batch`), sent again until they are taken (`uploader`).
-//! Terminal and log file get the bytes as they came.
+//! Terminal and log file get the bytes as they came. How far the server is stands in the spool file,
+//! too: what a crash or an outage left is sent by `sync`.
 
 mod batch;
+mod clock;
 mod frames;
+mod position;
 mod readers;
+mod receipt;
 mod shared;
 mod spool;
+pub mod sync;
 mod uploader;
 
 use std::fs::File;
@@ -28,16 +33,24 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+pub use receipt::{Amount, Receipt};
 pub use uploader::Upload;
 
 use crate::console::Console;
 use shared::Shared;
-use spool::Reader;
+use spool::{About, Reader};
+
+/// What a busy job prints is taken in such intervals.
+const GATHER: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// A folder of this run's own; the spool is made in it.
+    /// Where the spool is made, beside those of other runs.
     pub dir: PathBuf,
+    /// The name of this machine.
+    pub machine: String,
+    /// `agent.journal.max_size_mb`: how much output may wait on disk (bytes).
+    pub limit: u64,
     /// `--log-file`: emptied at the start, kept at the end.
     pub log_file: Option<PathBuf>,
     /// Whether the output is shown on standard output.
@@ -61,41 +74,11 @@ pub enum JournalError {
     LogFile { path: PathBuf, cause: io::Error },
 }
 
-/// An amount of output. A last line without its newline counts as a line.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Amount {
-    pub lines: u64,
-    pub bytes: u64,
-}
-
-/// What became of the output.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Receipt {
-    /// All that was printed and said.
-    pub produced: Amount,
-    /// The part of it that was meant for the server.
-    pub wanted: Amount,
-    /// The part of `wanted` that the server took. Frames of a progress bar that were left out on
-    /// purpose, and what was cleaned away, count as taken.
-    pub accepted: Amount,
-    /// Where the output is kept if the server did not take all of it.
-    pub spool: Option<PathBuf>,
-}
-
-impl Receipt {
-    /// What the server should have and has not.
-    pub fn lost(&self) -> Amount {
-        Amount {
-            lines: self.wanted.lines.saturating_sub(self.accepted.lines),
-            bytes: self.wanted.bytes.saturating_sub(self.accepted.bytes),
-        }
-    }
-}
-
 /// A cheap handle; clones are the same journal.
 #[derive(Debug, Clone)]
 pub struct Journal {
     shared: Arc<Shared>,
+    machine: String,
     suppress_carriage_return: bool,
     followers: Arc<Mutex<Followers>>,
 }
@@ -110,6 +93,8 @@ impl Journal {
     pub fn open(options: Options) -> Result<Journal, JournalError> {
         let Options {
             dir,
+            machine,
+            limit,
             log_file,
             terminal,
             suppress_carriage_return,
@@ -135,12 +120,12 @@ impl Journal {
         };
 
         std::fs::create_dir_all(&dir).map_err(spool_error)?;
-        let (spool, path) = spool::create(&dir).map_err(spool_error)?;
+        let (spool, path) = spool::create(&dir, &machine).map_err(spool_error)?;
         let fallback = match &terminal {
             Some(stdout) => Some(stdout.try_clone().map_err(spool_error)?),
             None => None,
         };
-        let shared = Arc::new(Shared::new(spool, path, fallback, setup_to_server));
+        let shared = Arc::new(Shared::new(spool, path, fallback, setup_to_server, limit));
         let mut followers = Followers::default();
         if let Some(stdout) = terminal {
             let reader = Reader::open(shared.path()).map_err(spool_error)?;
@@ -155,6 +140,7 @@ impl Journal {
         }
         Ok(Journal {
             shared,
+            machine,
             suppress_carriage_return,
             followers: Arc::new(Mutex::new(followers)),
         })
@@ -171,7 +157,13 @@ impl Journal {
     pub fn connect(&self, upload: Upload) {
         let mut followers = self.followers();
         if followers.uploader.is_none() {
-            self.shared.want_upload();
+            self.shared.want_upload(&About {
+                server: upload.session.host().to_owned(),
+                task: upload.task.clone(),
+                worker: upload.worker.clone(),
+                machine: self.machine.clone(),
+                fold: self.suppress_carriage_return,
+            });
             followers.uploader = Some(tokio::spawn(uploader::run(
                 self.shared.clone(),
                 upload,
@@ -193,11 +185,20 @@ impl Journal {
     /// Takes all that comes out of `pipe`, until its end. The spool takes it at the pace of the disk.
     pub async fn read_from(&self, mut pipe: impl AsyncRead + Unpin) -> io::Result<()> {
         let mut buffer = vec![0; spool::MOST_IN_A_RECORD];
+        let mut last = Instant::now();
         loop {
-            match pipe.read(&mut buffer).await? {
-                0 => return Ok(()),
-                read => self.shared.append(&buffer[..read]),
+            let read = pipe.read(&mut buffer).await?;
+            if read == 0 {
+                return Ok(());
             }
+            self.shared.append(&buffer[..read]);
+            // A job that prints line after line would have the agent woken for each: let some come
+            // together in the pipe. A line after a pause goes on at once.
+            let now = Instant::now();
+            if read < buffer.len() && now - last < GATHER {
+                tokio::time::sleep(GATHER).await;
+            }
+            last = Instant::now();
         }
     }
 
@@ -219,14 +220,7 @@ impl Journal {
             // A terminal that nobody reads any more must not hold the run.
             let _ = tokio::time::timeout_at(deadline, done).await;
         }
-        let receipt = self.shared.receipt();
-        if receipt.spool.is_none() {
-            let path = self.shared.path();
-            if let Err(error) = std::fs::remove_file(path) {
-                tracing::debug!(path = %path.display(), %error, "spool not removed");
-            }
-        }
-        receipt
+        end_of(&self.shared)
     }
 
     fn followers(&self) -> std::sync::MutexGuard<'_, Followers> {
@@ -234,4 +228,16 @@ impl Journal {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What became of a journal that is closed; removes it unless something of it is still to be sent.
+fn end_of(shared: &Shared) -> Receipt {
+    let receipt = shared.receipt();
+    if receipt.spool.is_none() {
+        let path = shared.path();
+        if let Err(error) = std::fs::remove_file(path) {
+            tracing::debug!(path = %path.display(), %error, "spool not removed");
+        }
+    }
+    receipt
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::shared::Shared;
+use super::shared::{ReaderId, Shared};
 use super::spool::Reader;
 
 /// Shows the output as it comes. A terminal that has gone away (a closed pipe, a lost connection)
@@ -18,8 +18,9 @@ pub(super) fn terminal(
     reader: Reader,
     stdout: File,
 ) -> io::Result<oneshot::Receiver<()>> {
+    let id = shared.add_reader();
     in_a_thread("terminal", move || {
-        if let Err(error) = follow(&shared, reader, stdout) {
+        if let Err(error) = follow(&shared, id, reader, stdout) {
             tracing::debug!(%error, "standard output is gone");
         }
     })
@@ -32,8 +33,9 @@ pub(super) fn log_file(
     path: PathBuf,
     file: File,
 ) -> io::Result<oneshot::Receiver<()>> {
+    let id = shared.add_reader();
     in_a_thread("log-file", move || {
-        if let Err(error) = follow(&shared, reader, file) {
+        if let Err(error) = follow(&shared, id, reader, file) {
             shared.say(&format!(
                 "Cannot write the log file {}: {error}. The rest of the output is not in it",
                 path.display()
@@ -56,16 +58,19 @@ fn in_a_thread(
     Ok(done)
 }
 
-fn follow(shared: &Shared, mut reader: Reader, mut sink: File) -> io::Result<()> {
-    loop {
-        let view = shared.wait_for_more(reader.offset());
+fn follow(shared: &Shared, id: ReaderId, mut reader: Reader, mut sink: File) -> io::Result<()> {
+    let mut read_on = || loop {
+        let view = shared.wait_for_more(id, reader.offset());
         while let Some(record) = reader.next(view.end)? {
             write_all(&mut sink, record.bytes)?;
         }
         if view.closed {
             return Ok(());
         }
-    }
+    };
+    let result = read_on();
+    shared.reader_is_gone(id);
+    result
 }
 
 /// As [`Write::write_all`], but a terminal that somebody else has made non-blocking is waited for.

@@ -5,11 +5,15 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
 
-use super::{Amount, Receipt, spool};
+use super::clock::Clock;
+use super::spool::{self, About, Left, Progress};
+use super::{Amount, Receipt};
+
+/// How much is read by everybody before its space is given back to the file system.
+const RELEASED_AT_ONCE: u64 = 8 * 1024 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -25,26 +29,36 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct State {
     spool: File,
+    clock: Clock,
     /// The end of the last whole record.
     end: u64,
     closed: bool,
-    part: ServerPart,
     /// Newlines and bytes that came.
     produced: Amount,
     at_line_start: bool,
     /// What of `produced` lies before the server's part.
     before_part: Amount,
     upload_wanted: bool,
-    accepted: Amount,
-    spool_failed: bool,
+    progress: Progress,
+    /// Of the states in the file.
+    turn: u64,
+    /// How far each reader is; the uploader's place is `progress.resume`.
+    readers: Vec<u64>,
+    /// Everything before this is given back to the file system.
+    released: u64,
+    /// The most that the spool may hold (bytes).
+    limit: u64,
+    /// What could not be kept since the last record that was.
+    missing: Option<Missing>,
+    /// All that could not be kept.
+    all_missing: Amount,
 }
 
-/// Which part of the spool is for the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ServerPart {
-    /// Not decided: the set-up may still fail.
-    Undecided,
-    From(u64),
+/// Output that is not in the spool.
+#[derive(Debug)]
+struct Missing {
+    amount: Amount,
+    why: String,
 }
 
 /// What a reader sees when it looks.
@@ -52,28 +66,80 @@ pub(super) enum ServerPart {
 pub(super) struct View {
     pub end: u64,
     pub closed: bool,
-    pub part: ServerPart,
+    /// Where the server's part begins, where that is decided: the set-up may still fail.
+    pub part: Option<u64>,
 }
 
+/// A reader with a thread of its own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ReaderId(usize);
+
 impl Shared {
-    pub fn new(spool: File, path: PathBuf, fallback: Option<File>, setup_to_server: bool) -> Self {
+    pub fn new(
+        spool: File,
+        path: PathBuf,
+        fallback: Option<File>,
+        setup_to_server: bool,
+        limit: u64,
+    ) -> Self {
+        let progress = Progress {
+            part: setup_to_server.then_some(spool::START),
+            resume: spool::START,
+            ..Progress::default()
+        };
+        Self::with(spool, path, fallback, progress, spool::START, limit)
+    }
+
+    /// A journal that an earlier run left: closed, and all of it for the server if that was not
+    /// decided, since its run never got further.
+    pub fn of_left(left: Left, path: PathBuf) -> (Self, Option<About>) {
+        let Left {
+            file,
+            about,
+            mut progress,
+            end,
+            amount,
+        } = left;
+        let part = *progress.part.get_or_insert(spool::START);
+        progress.resume = progress.resume.max(part);
+        let shared = Self::with(file, path, None, progress, end, u64::MAX);
+        {
+            let mut state = shared.state();
+            state.produced = progress.decided;
+            state.produced.add(amount);
+            state.released = progress.resume;
+            state.upload_wanted = true;
+            state.closed = true;
+        }
+        (shared, about)
+    }
+
+    fn with(
+        spool: File,
+        path: PathBuf,
+        fallback: Option<File>,
+        progress: Progress,
+        end: u64,
+        limit: u64,
+    ) -> Self {
         Self {
             path,
             state: Mutex::new(State {
                 spool,
-                end: 0,
+                clock: Clock::new(),
+                end,
                 closed: false,
-                part: if setup_to_server {
-                    ServerPart::From(0)
-                } else {
-                    ServerPart::Undecided
-                },
                 produced: Amount::default(),
                 at_line_start: true,
                 before_part: Amount::default(),
                 upload_wanted: false,
-                accepted: Amount::default(),
-                spool_failed: false,
+                progress,
+                turn: 0,
+                readers: Vec::new(),
+                released: spool::START,
+                limit,
+                missing: None,
+                all_missing: Amount::default(),
             }),
             changed: Condvar::new(),
             uploader_wake: Notify::new(),
@@ -107,12 +173,14 @@ impl Shared {
 
     pub fn job_started(&self) {
         let mut state = self.state();
-        if state.part == ServerPart::Undecided {
+        if state.progress.part.is_none() {
             if !state.at_line_start {
                 self.write(&mut state, b"\n");
             }
-            state.part = ServerPart::From(state.end);
+            state.progress.part = Some(state.end);
+            state.progress.resume = state.end;
             state.before_part = state.produced;
+            state.record_progress();
         }
         drop(state);
         self.wake();
@@ -120,20 +188,35 @@ impl Shared {
 
     pub fn release_setup(&self) {
         let mut state = self.state();
-        if state.part == ServerPart::Undecided {
-            state.part = ServerPart::From(0);
+        if state.progress.part.is_none() {
+            state.progress.part = Some(spool::START);
+            state.record_progress();
         }
         drop(state);
         self.wake();
     }
 
-    pub fn want_upload(&self) {
-        self.state().upload_wanted = true;
+    /// The output is for a server; `about` says which, so that others can send it after a crash.
+    pub fn want_upload(&self, about: &About) {
+        let mut state = self.state();
+        state.upload_wanted = true;
+        if let Err(error) = spool::write_about(&state.spool, about) {
+            tracing::debug!(%error, "the journal does not say whose it is");
+        }
+        state.record_progress();
+    }
+
+    /// No server is to have it.
+    pub fn abandon(&self) {
+        self.state().upload_wanted = false;
     }
 
     /// Nothing more will come.
     pub fn close(&self) {
-        self.state().closed = true;
+        let mut state = self.state();
+        state.note_missing();
+        state.closed = true;
+        drop(state);
         self.wake();
     }
 
@@ -141,18 +224,51 @@ impl Shared {
         self.state().view()
     }
 
-    /// Waits until there is more than `offset`, or nothing more will come.
-    pub fn wait_for_more(&self, offset: u64) -> View {
+    pub fn progress(&self) -> Progress {
+        self.state().progress
+    }
+
+    /// Milliseconds since the epoch, as the records have it.
+    pub fn now(&self) -> u64 {
+        self.state().clock.now()
+    }
+
+    pub fn add_reader(&self) -> ReaderId {
+        let mut state = self.state();
+        state.readers.push(spool::START);
+        ReaderId(state.readers.len() - 1)
+    }
+
+    /// The reader has done with everything before `offset`, and waits until there is more, or
+    /// nothing more will come.
+    pub fn wait_for_more(&self, reader: ReaderId, offset: u64) -> View {
+        let mut state = self.state();
+        state.readers[reader.0] = offset;
+        state.release();
         let state = self
             .changed
-            .wait_while(self.state(), |s| s.end <= offset && !s.closed)
+            .wait_while(state, |s| s.end <= offset && !s.closed)
             .unwrap_or_else(PoisonError::into_inner);
         state.view()
     }
 
-    /// The server has taken this.
-    pub fn accepted(&self, amount: Amount) {
-        self.state().accepted.add(amount);
+    /// The reader reads no more.
+    pub fn reader_is_gone(&self, reader: ReaderId) {
+        self.state().readers[reader.0] = u64::MAX;
+    }
+
+    /// The server has decided on this: it has taken all but `refused`. `resume` and `skip` say where
+    /// the rest begins, `last_time` is the time of the last event that was sent.
+    pub fn decided(&self, amount: Amount, refused: Amount, resume: u64, skip: u64, last_time: u64) {
+        let mut state = self.state();
+        let progress = &mut state.progress;
+        progress.decided.add(amount);
+        progress.refused.add(refused);
+        progress.resume = resume;
+        progress.skip = skip;
+        progress.last_time = last_time;
+        state.record_progress();
+        state.release();
     }
 
     pub fn receipt(&self) -> Receipt {
@@ -161,19 +277,24 @@ impl Shared {
         if !state.at_line_start {
             produced.lines += 1;
         }
-        let wanted = match state.part {
-            ServerPart::From(_) if state.upload_wanted => Amount {
-                lines: produced.lines - state.before_part.lines,
-                bytes: produced.bytes - state.before_part.bytes,
-            },
+        let wanted = match state.progress.part {
+            Some(_) if state.upload_wanted => produced.less(state.before_part),
             _ => Amount::default(),
         };
-        let all_there = state.accepted.bytes >= wanted.bytes;
+        let decided = state.progress.decided;
+        // What was never in the spool is not to be had there either.
+        let undecided = state.upload_wanted
+            && state
+                .progress
+                .part
+                .is_some_and(|_| state.progress.resume < state.end);
         Receipt {
             produced,
             wanted,
-            accepted: state.accepted,
-            spool: (!all_there).then(|| self.path.clone()),
+            accepted: decided.less(state.progress.refused),
+            refused: state.progress.refused,
+            missing: state.all_missing,
+            spool: undecided.then(|| self.path.clone()),
         }
     }
 
@@ -183,20 +304,26 @@ impl Shared {
             return;
         }
         for part in bytes.chunks(spool::MOST_IN_A_RECORD) {
-            state.produced.add(Amount::of(part));
-            state.at_line_start = part.ends_with(b"\n");
-            match spool::write(&state.spool, state.end, now(), part) {
-                Ok(end) => state.end = end,
-                Err(error) => {
-                    if !std::mem::replace(&mut state.spool_failed, true) {
-                        let complaint = format!(
-                            "\nCannot keep the output in {}: {error}. Until that works again, it is \
-                             on the terminal alone\n",
-                            self.path.display()
-                        );
-                        self.straight_to_terminal(complaint.as_bytes());
-                    }
+            let amount = Amount::of(part);
+            state.produced.add(amount);
+            state.note_missing();
+            if let Some(missing) = &mut state.missing {
+                missing.amount.add(amount);
+                state.all_missing.add(amount);
+                self.straight_to_terminal(part);
+                continue;
+            }
+            match state.keep(part, state.limit) {
+                Ok(()) => state.at_line_start = part.ends_with(b"\n"),
+                Err(why) => {
+                    let complaint = format!(
+                        "\nclearml-agent: the output is not kept for now: {why}. It goes to the \
+                         terminal alone\n"
+                    );
+                    self.straight_to_terminal(complaint.as_bytes());
                     self.straight_to_terminal(part);
+                    state.missing = Some(Missing { amount, why });
+                    state.all_missing.add(amount);
                 }
             }
         }
@@ -224,28 +351,73 @@ impl State {
         View {
             end: self.end,
             closed: self.closed,
-            part: self.part,
-        }
-    }
-}
-
-impl Amount {
-    pub(super) fn of(bytes: &[u8]) -> Self {
-        Self {
-            lines: bytes.iter().filter(|b| **b == b'\n').count() as u64,
-            bytes: bytes.len() as u64,
+            part: self.progress.part,
         }
     }
 
-    pub(super) fn add(&mut self, other: Amount) {
-        self.lines += other.lines;
-        self.bytes += other.bytes;
+    /// Where output could not be kept, and now can, the log says what is missing there.
+    fn note_missing(&mut self) {
+        let Some(missing) = self.missing.take() else {
+            return;
+        };
+        let Amount { lines, bytes } = missing.amount;
+        let notice = format!(
+            "{}[clearml-agent: {lines} lines ({bytes} bytes) of output are missing here: {}]\n",
+            if self.at_line_start { "" } else { "\n" },
+            missing.why
+        );
+        // Well below the limit, so that it is not said over and over.
+        match self.keep(notice.as_bytes(), self.limit / 4 * 3) {
+            Ok(()) => {
+                self.produced.add(Amount::of(notice.as_bytes()));
+                self.at_line_start = true;
+            }
+            Err(_) => self.missing = Some(missing),
+        }
     }
-}
 
-/// Milliseconds since the epoch.
-pub(super) fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    /// Puts a record into the spool, which may hold `limit` bytes, or says why not.
+    fn keep(&mut self, bytes: &[u8], limit: u64) -> Result<(), String> {
+        if self.end - self.released > limit {
+            self.release();
+        }
+        if self.end - self.released > limit {
+            return Err(format!(
+                "{} MiB of it wait for the server already (agent.journal.max_size_mb)",
+                self.limit / (1024 * 1024)
+            ));
+        }
+        let time = self.clock.now();
+        match spool::write(&self.spool, self.end, time, bytes) {
+            Ok(end) => {
+                self.end = end;
+                Ok(())
+            }
+            Err(error) => Err(format!("the journal cannot be written: {error}")),
+        }
+    }
+
+    /// Gives back the space of what everybody is done with.
+    fn release(&mut self) {
+        let mut done = self.readers.iter().copied().min().unwrap_or(self.end);
+        if self.upload_wanted || self.progress.part.is_none() {
+            done = done.min(self.progress.resume);
+        }
+        let done = done.min(self.end);
+        if done < self.released + RELEASED_AT_ONCE.min(self.limit / 4) {
+            return;
+        }
+        if let Err(error) = spool::release(&self.spool, self.released, done) {
+            // A file system that cannot: the file is removed at the end.
+            tracing::debug!(%error, "the journal's space is not given back");
+        }
+        self.released = done;
+    }
+
+    fn record_progress(&mut self) {
+        self.turn += 1;
+        if let Err(error) = spool::write_progress(&self.spool, self.turn, &self.progress) {
+            tracing::debug!(%error, "the journal's progress is not recorded");
+        }
+    }
 }

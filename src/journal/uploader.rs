@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use super::Amount;
 use super::batch::{self, Batch, Line};
 use super::frames::Frames;
-use super::shared::{ServerPart, Shared, View, now};
+use super::position::Position;
+use super::shared::{Shared, View};
 use super::spool::Reader;
 use crate::api::events::Added;
 use crate::api::{ApiError, Session, events};
@@ -36,8 +37,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// How many bytes of the spool are read between two looks at the batch.
 const ONE_STEP: usize = 1024 * 1024;
 
+/// Sends the server's part of the journal until all of it is decided on and no more will come.
 pub(super) async fn run(shared: Arc<Shared>, upload: Upload, fold: bool) {
     let mut uploader = Uploader {
+        position: Position::after(&shared.progress()),
         shared,
         upload,
         told: Told::default(),
@@ -53,6 +56,7 @@ pub(super) async fn run(shared: Arc<Shared>, upload: Upload, fold: bool) {
 struct Uploader {
     shared: Arc<Shared>,
     upload: Upload,
+    position: Position,
     told: Told,
 }
 
@@ -66,17 +70,26 @@ struct Told {
 impl Uploader {
     async fn follow(&mut self, fold: bool) -> std::io::Result<()> {
         let mut reader = Reader::open(self.shared.path())?;
-        if !self.skip_to_server_part(&mut reader).await {
+        if !self.server_part_begins().await {
             return Ok(());
         }
+        let begin = self.shared.progress();
+        reader.skip_to(begin.resume);
+        self.position = Position::after(&begin);
         let mut frames = Frames::new(fold);
-        let mut batch = Batch::default();
+        let mut batch = Batch::after(begin.last_time);
         let mut last_send: Option<Instant> = None;
         let mut gathering_since: Option<Instant> = None;
         loop {
             let view = self.shared.view();
-            let all_read = fill(&mut batch, &mut frames, &mut reader, view)?;
-            self.shared.accepted(batch.take_without_text());
+            let now = self.shared.now();
+            let mut input = Input {
+                reader: &mut reader,
+                position: &mut self.position,
+                frames: &mut frames,
+            };
+            let all_read = input.fill(&mut batch, view, now)?;
+            self.decided(batch.take_without_text(), Amount::default(), None);
             if batch.is_empty() {
                 if all_read && view.closed {
                     return Ok(());
@@ -102,23 +115,17 @@ impl Uploader {
             }
             let flush_at = frames
                 .flush_at()
-                .map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now())));
+                .map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now)));
             self.wait_until(send_at.into_iter().chain(flush_at).min())
                 .await;
         }
     }
 
     /// Waits until it is known which part the server gets; `false`: none.
-    async fn skip_to_server_part(&self, reader: &mut Reader) -> bool {
+    async fn server_part_begins(&self) -> bool {
         loop {
             match self.shared.view() {
-                View {
-                    part: ServerPart::From(offset),
-                    ..
-                } => {
-                    reader.skip_to(offset);
-                    return true;
-                }
+                View { part: Some(_), .. } => return true,
                 View { closed: true, .. } => return false,
                 _ => self.wait_until(None).await,
             }
@@ -136,17 +143,29 @@ impl Uploader {
         }
     }
 
+    /// The server took `amount`, all but `refused`; `last` was the time of its last event.
+    fn decided(&mut self, amount: Amount, refused: Amount, last: Option<u64>) {
+        if amount == Amount::default() {
+            return;
+        }
+        let (resume, skip) = self.position.decided(amount.bytes);
+        let last_time = last.unwrap_or_else(|| self.shared.progress().last_time);
+        self.shared
+            .decided(amount, refused, resume, skip, last_time);
+    }
+
     /// Sends until every event is taken or refused.
     async fn deliver(&mut self, packet: Vec<Line>) {
         let mut parts = vec![packet];
         while let Some(mut part) = parts.pop() {
-            if part.is_empty() {
+            let Some(last) = part.last().map(|line| line.time) else {
                 continue;
-            }
+            };
             match self.send(&part).await {
                 Answer::Taken { refused } => {
-                    self.shared
-                        .accepted(all_but(refused, part.len() as u64, total(&part)));
+                    let amount = total(&part);
+                    let refused_amount = share(refused, part.len() as u64, amount);
+                    self.decided(amount, refused_amount, Some(last));
                     if refused > 0 {
                         self.tell_refusal("it says no more than that");
                     }
@@ -156,7 +175,10 @@ impl Uploader {
                     parts.push(second);
                     parts.push(part);
                 }
-                Answer::Refused(why) => self.tell_refusal(&why),
+                Answer::Refused(why) => {
+                    self.decided(total(&part), total(&part), Some(last));
+                    self.tell_refusal(&why);
+                }
                 // `send` does not come back with this.
                 Answer::NotTaken(_) => parts.push(part),
             }
@@ -195,32 +217,38 @@ impl Uploader {
     }
 }
 
-/// Reads on until there is a packet's worth or no more; whether all was read.
-fn fill(
-    batch: &mut Batch,
-    frames: &mut Frames,
-    reader: &mut Reader,
-    view: View,
-) -> std::io::Result<bool> {
-    // What is read is in memory: a packet's worth, and a step more.
-    if batch.is_full() {
-        return Ok(false);
-    }
-    let mut out = |text: &str, time, amount| batch.add(text, time, amount);
-    let mut budget = ONE_STEP;
-    while let Some(record) = reader.next(view.end)? {
-        frames.push(record.time, record.bytes, &mut out);
-        budget = budget.saturating_sub(record.bytes.len());
-        if budget == 0 {
+/// From the spool to text.
+struct Input<'a> {
+    reader: &'a mut Reader,
+    position: &'a mut Position,
+    frames: &'a mut Frames,
+}
+
+impl Input<'_> {
+    /// Reads on until there is a packet's worth or no more; whether all was read.
+    fn fill(&mut self, batch: &mut Batch, view: View, now: u64) -> std::io::Result<bool> {
+        // What is read is in memory: a packet's worth, and a step more.
+        if batch.is_full() {
             return Ok(false);
         }
+        let mut out = |text: &str, time, amount| batch.add(text, time, amount);
+        let mut budget = ONE_STEP;
+        while let Some(record) = self.reader.next(view.end)? {
+            let known = self.position.read(record.bytes.len(), record.end);
+            self.frames
+                .push(record.time, &record.bytes[known..], &mut out);
+            budget = budget.saturating_sub(record.bytes.len());
+            if budget == 0 {
+                return Ok(false);
+            }
+        }
+        if view.closed {
+            self.frames.finish(&mut out);
+        } else {
+            self.frames.flush(now, &mut out);
+        }
+        Ok(true)
     }
-    if view.closed {
-        frames.finish(&mut out);
-    } else {
-        frames.flush(now(), &mut out);
-    }
-    Ok(true)
 }
 
 /// What an answer means for the events.
@@ -255,9 +283,8 @@ fn total(lines: &[Line]) -> Amount {
 }
 
 /// The server says how many events it refused, not which: the amount is in proportion.
-fn all_but(refused: u64, of: u64, amount: Amount) -> Amount {
-    let taken = of.saturating_sub(refused);
-    let part = |whole: u64| whole * taken / of.max(1);
+fn share(refused: u64, of: u64, amount: Amount) -> Amount {
+    let part = |whole: u64| (whole * refused.min(of)).div_ceil(of.max(1));
     Amount {
         lines: part(amount.lines),
         bytes: part(amount.bytes),
@@ -316,23 +343,29 @@ mod tests {
     #[test]
     fn no_more_is_read_than_is_sent() {
         let dir = tempfile::tempdir().unwrap();
-        let (file, path) = spool::create(dir.path()).unwrap();
+        let (file, path) = spool::create(dir.path(), "h").unwrap();
         // Six times as long in the packet as in the spool.
         let record = [b"\x01".repeat(999), b"\n".to_vec()].concat();
-        let mut end = 0;
+        let mut end = spool::START;
         for _ in 0..8_000 {
             end = spool::write(&file, end, 1, &record).unwrap();
         }
         let view = View {
             end,
             closed: true,
-            part: ServerPart::From(0),
+            part: Some(spool::START),
         };
         let mut reader = Reader::open(&path).unwrap();
         let (mut frames, mut batch) = (Frames::new(true), Batch::default());
+        let mut position = Position::after(&spool::Progress::default());
         let mut sent = Amount::default();
         loop {
-            let all_read = fill(&mut batch, &mut frames, &mut reader, view).unwrap();
+            let mut input = Input {
+                reader: &mut reader,
+                position: &mut position,
+                frames: &mut frames,
+            };
+            let all_read = input.fill(&mut batch, view, 1).unwrap();
             let packet = batch.take_packet("t", "w");
             if all_read && packet.is_empty() {
                 break;
@@ -349,15 +382,8 @@ mod tests {
             lines: 10,
             bytes: 1_000,
         };
-        assert_eq!(all_but(0, 4, amount), amount);
-        assert_eq!(all_but(4, 4, amount), Amount::default());
-        assert_eq!(all_but(9, 4, amount), Amount::default());
-        assert_eq!(
-            all_but(1, 4, amount),
-            Amount {
-                lines: 7,
-                bytes: 750
-            }
-        );
+        for (refused, lines, bytes) in [(0, 0, 0), (4, 10, 1_000), (9, 10, 1_000), (1, 3, 250)] {
+            assert_eq!(share(refused, 4, amount), Amount { lines, bytes });
+        }
     }
 }

@@ -1,0 +1,90 @@
+//! `clearml-agent sync`: sends what earlier runs could not.
+
+use std::sync::Arc;
+
+use crate::api::{ApiError, Session};
+use crate::cli::{GlobalArgs, SyncArgs};
+use crate::config::{self, ConfigError, Lookup, Variables};
+use crate::execute::outcome::exit;
+use crate::journal::sync::{What, Whose, send_left};
+
+#[derive(Debug, thiserror::Error)]
+enum SyncError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("there is no folder of journals: HOME is not set, and neither is `agent.journal.path`")]
+    NoFolder,
+    #[error(transparent)]
+    Login(#[from] ApiError),
+    #[error("cannot read the folder of journals {dir}: {cause}")]
+    Folder { dir: String, cause: std::io::Error },
+}
+
+impl SyncError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            SyncError::Config(_) | SyncError::NoFolder => exit::CONFIG,
+            SyncError::Login(error) => exit::for_api(error),
+            SyncError::Folder { .. } => exit::NOT_FOUND,
+        }
+    }
+}
+
+/// Gives the exit code: 0 where nothing is left.
+pub async fn sync(args: SyncArgs, global: GlobalArgs, env: Variables) -> u8 {
+    match attempt(&args, &global, env).await {
+        Ok(0) => 0,
+        Ok(_) => exit::AGENT,
+        Err(error) => {
+            eprintln!("clearml-agent: {error}");
+            error.exit_code()
+        }
+    }
+}
+
+/// Gives how many journals are left.
+async fn attempt(args: &SyncArgs, global: &GlobalArgs, env: Variables) -> Result<usize, SyncError> {
+    let home = env.get("HOME").filter(|h| !h.is_empty());
+    let config = config::load(&Lookup {
+        config_file: global.config_file.as_deref(),
+        env: &env,
+        home: home.map(|home| std::path::Path::new(home.as_str())),
+    })?;
+    let dir = args.dir.clone();
+    let dir = dir
+        .or_else(|| config.path("agent.journal.path"))
+        .ok_or(SyncError::NoFolder)?;
+    let session = Arc::new(Session::login(&config.endpoint(&config.worker_id())?).await?);
+    let (mut sent, mut left) = (0, 0);
+    let tell = |one: crate::journal::sync::Sent| {
+        let path = one.path.display();
+        match one.what {
+            What::Done { task, receipt } => {
+                sent += 1;
+                println!("task {task}: {}", receipt.words());
+            }
+            What::Nothing => {}
+            What::OtherServer { server } => {
+                left += 1;
+                println!(
+                    "{path}: left as it is, it is for {server}, and the configuration names {}",
+                    session.host()
+                );
+            }
+            What::Unreadable { cause } => {
+                left += 1;
+                println!("{path}: left as it is: {cause}");
+            }
+        }
+    };
+    send_left(&dir, Whose::All, &session, tell)
+        .await
+        .map_err(|cause| SyncError::Folder {
+            dir: dir.display().to_string(),
+            cause,
+        })?;
+    if (sent, left) == (0, 0) {
+        println!("nothing is left to send in {}", dir.display());
+    }
+    Ok(left)
+}
