@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clearml_agent::journal::{Amount, Journal, JournalError, Options, Receipt, Upload};
 use clearml_agent::process::{self, Command, Job, OutputPipe};
-use log_server::{LogServer, WORKER};
+use log_server::{Fault, LogServer, WORKER};
 use tempfile::TempDir;
 
 const TASK: &str = "1c02df25bf594ec6b41dc593f6d0ceb6";
@@ -205,7 +205,7 @@ async fn without_a_server_the_receipt_wants_nothing() {
 #[tokio::test]
 async fn a_server_that_is_away_for_a_while_misses_nothing() {
     let (dir, server) = (tempfile::tempdir().unwrap(), LogServer::start().await);
-    server.fail_next(&[503, 502, 404, 503]);
+    server.fail_next([503, 502, 404, 503].map(Fault::Status));
     let journal = started(&dir, &server);
     run(
         &journal,

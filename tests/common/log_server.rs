@@ -1,16 +1,25 @@
-//! A server that knows `auth.login` and `events.add_batch`, and can be away, deaf or choosy.
+//! A server that knows `auth.login` and `events.add_batch`, and can be away, deaf, forgetful or choosy.
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use clearml_agent::api::tls::Trust;
 use clearml_agent::api::{Credentials, Endpoint, Session};
 use clearml_agent::secret::Secret;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::{Notify, Semaphore};
 
 pub const WORKER: &str = "host:0";
@@ -20,11 +29,24 @@ pub struct LogServer {
     inner: Arc<Inner>,
 }
 
+/// What goes wrong with a request.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    /// This HTTP status, and nothing is taken.
+    Status(u16),
+    /// The connection breaks, and nothing is taken.
+    Dropped,
+    /// All is taken, and the connection breaks before the answer is out.
+    AnswerLost,
+}
+
 struct Inner {
     events: Mutex<Vec<Value>>,
     arrived: Notify,
-    /// Answers for the next requests, before it takes anything.
-    failures: Mutex<VecDeque<StatusCode>>,
+    /// What happens to the next requests.
+    faults: Mutex<VecDeque<Fault>>,
+    /// Tokens that were given out; the last one is good.
+    logins: AtomicUsize,
     /// Events with this text are refused, with all of their packet.
     poison: Mutex<Option<&'static str>>,
     /// One permit for each request that may be answered.
@@ -46,16 +68,14 @@ impl LogServer {
         let inner = Arc::new(Inner {
             events: Mutex::default(),
             arrived: Notify::new(),
-            failures: Mutex::default(),
+            faults: Mutex::default(),
+            logins: AtomicUsize::new(0),
             poison: Mutex::default(),
             gate: Semaphore::new(permits),
             asked: Notify::new(),
         });
         let app = Router::new()
-            .route(
-                "/auth.login",
-                post(async || envelope(200, 0, json!({"token": "t"})).1),
-            )
+            .route("/auth.login", post(login))
             .route("/events.add_batch", post(add_batch))
             .layer(DefaultBodyLimit::max(1024 * 1024))
             .with_state(inner.clone());
@@ -78,9 +98,18 @@ impl LogServer {
         }
     }
 
-    pub fn fail_next(&self, answers: &[u16]) {
-        let answers = answers.iter().map(|a| StatusCode::from_u16(*a).unwrap());
-        self.inner.failures.lock().unwrap().extend(answers);
+    pub fn fail_next(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.inner.faults.lock().unwrap().extend(faults);
+    }
+
+    /// No token that was given out is good any more.
+    pub fn forget_tokens(&self) {
+        self.inner.logins.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Answers `count` more requests.
+    pub fn answer(&self, count: usize) {
+        self.inner.gate.add_permits(count);
     }
 
     pub fn refuse(&self, text: &'static str) {
@@ -94,6 +123,11 @@ impl LogServer {
     /// Waits until a request has come in that is not answered.
     pub async fn asked(&self) {
         self.inner.asked.notified().await;
+    }
+
+    /// Waits until events have arrived.
+    pub async fn arrived(&self) {
+        self.inner.arrived.notified().await;
     }
 
     /// Waits until the log has `text` in it; gives the whole log.
@@ -118,11 +152,25 @@ impl LogServer {
     }
 }
 
-async fn add_batch(State(inner): State<Arc<Inner>>, body: String) -> (StatusCode, String) {
+async fn login(State(inner): State<Arc<Inner>>) -> Response {
+    let token = format!("t{}", inner.logins.fetch_add(1, Ordering::SeqCst) + 1);
+    envelope(200, 0, json!({"token": token}))
+}
+
+async fn add_batch(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: String) -> Response {
     inner.asked.notify_one();
     inner.gate.acquire().await.unwrap().forget();
-    if let Some(failure) = inner.failures.lock().unwrap().pop_front() {
-        return (failure, "<html>away</html>".into());
+    let fault = inner.faults.lock().unwrap().pop_front();
+    match fault {
+        Some(Fault::Status(status)) => {
+            return (StatusCode::from_u16(status).unwrap(), "<html>away</html>").into_response();
+        }
+        Some(Fault::Dropped) => return broken(),
+        Some(Fault::AnswerLost) | None => {}
+    }
+    let good = format!("Bearer t{}", inner.logins.load(Ordering::SeqCst));
+    if headers["authorization"] != good.as_str() {
+        return envelope(401, 30, json!({}));
     }
     let events: Vec<Value> = body
         .lines()
@@ -139,6 +187,9 @@ async fn add_batch(State(inner): State<Arc<Inner>>, body: String) -> (StatusCode
     let added = events.len();
     inner.events.lock().unwrap().extend(events);
     inner.arrived.notify_one();
+    if fault.is_some() {
+        return broken();
+    }
     envelope(
         200,
         0,
@@ -146,7 +197,23 @@ async fn add_batch(State(inner): State<Arc<Inner>>, body: String) -> (StatusCode
     )
 }
 
-fn envelope(code: u16, subcode: u32, data: Value) -> (StatusCode, String) {
+/// The connection ends in the middle of the answer.
+fn broken() -> Response {
+    struct Broken;
+    impl AsyncRead for Broken {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        }
+    }
+    let body = Body::from_stream(tokio_util::io::ReaderStream::new(Broken));
+    ([("content-length", "1000")], body).into_response()
+}
+
+fn envelope(code: u16, subcode: u32, data: Value) -> Response {
     let meta = json!({
         "result_code": code,
         "result_subcode": subcode,
@@ -156,4 +223,5 @@ fn envelope(code: u16, subcode: u32, data: Value) -> (StatusCode, String) {
         StatusCode::from_u16(code).unwrap(),
         json!({"meta": meta, "data": data}).to_string(),
     )
+        .into_response()
 }
