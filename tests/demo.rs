@@ -177,16 +177,28 @@ fn a_signal_stops_the_run_and_clears_everything_away() {
 }
 
 #[test]
-fn a_failure_is_shown_with_what_is_needed() {
+fn without_a_package_index_it_says_what_is_needed() {
     let mut user = User::new();
-    for (name, value) in [("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", "")] {
-        user.world.env.insert(name.into(), value.into());
+    // A package index that does not answer, and no other place for packages.
+    for name in ["PIP_INDEX_URL", "UV_DEFAULT_INDEX"] {
+        let nobody = "http://127.0.0.1:9/simple".to_owned();
+        user.world.env.insert(name.into(), nobody);
+    }
+    for name in ["PIP_RETRIES", "UV_HTTP_RETRIES"] {
+        user.world.env.insert(name.into(), "0".into());
+    }
+    for of in ["PIP", "UV"] {
+        for place in ["EXTRA_INDEX_URL", "FIND_LINKS"] {
+            user.world
+                .env
+                .insert(format!("{of}_{place}"), String::new());
+        }
     }
     let ended = user
         .world
         .run(&["demo"])
         .exits(1)
-        .complains("the task should be completed, and is failed")
+        .complains("its exit code is 72 and the task's status failed")
         .complains("PIP_INDEX_URL names another index");
     let held = section(&ended, "What the server holds");
     assert!(row(held, "status").starts_with("failed (failed building the Python environment"));

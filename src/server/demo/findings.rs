@@ -134,21 +134,23 @@ impl Findings {
             "" => "none recorded".to_owned(),
             _ => text,
         };
-        let (worker, machine) = match &self.machine {
-            Some((worker, figures)) => (worker.clone(), in_words(figures)),
-            None => (
-                "none reported figures".into(),
-                "no figures: the run was over before the first report, 3 s after its start".into(),
-            ),
-        };
-        vec![
+        let mut rows = vec![
             ("status", self.status_in_words()),
             ("commit", or_none(self.commit.clone())),
             ("packages", or_none(self.packages.join("\n"))),
-            ("worker", worker),
-            ("machine", machine),
-            ("log", self.log_in_words()),
-        ]
+        ];
+        match &self.machine {
+            Some((worker, figures)) => {
+                rows.extend([("worker", worker.clone()), ("machine", in_words(figures))]);
+            }
+            None => rows.push((
+                "machine",
+                "no figures: the run was over before their first report, 3 s after its start"
+                    .into(),
+            )),
+        }
+        rows.push(("log", self.log_in_words()));
+        rows
     }
 
     fn log_in_words(&self) -> String {

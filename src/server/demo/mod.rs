@@ -49,9 +49,10 @@ pub async fn run(_: DemoArgs, debug: bool, inherited: Variables) -> anyhow::Resu
     let ended = show(&place, &server, &stop, debug, &inherited).await;
     server.stop().await;
     let cleared = place.clear();
+    say("\n");
     let (code, last_words) = ended?;
     cleared?;
-    say(&format!("\n{last_words} Nothing stays behind.\n"));
+    say(&format!("{last_words} Nothing stays behind.\n"));
     Ok(code)
 }
 
@@ -218,7 +219,9 @@ fn judge(ended: ExitStatus, found: &Findings) -> anyhow::Result<()> {
             _ => "The output above says why; --debug tells more.".to_owned(),
         };
         bail!(
-            "the demo failed: the task should be completed, and is {}.\n{help}",
+            "the demo failed: its exit code is {} and the task's status {}; 0 and completed are \
+             expected.\n{help}",
+            in_words(ended),
             found.status
         );
     }
