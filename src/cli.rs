@@ -41,6 +41,15 @@ pub enum Command {
     /// Serve a small ClearML-compatible API, for trials, tests and CI
     Server(ServerArgs),
     /// Show the whole way on this machine: a server, a task, and `execute` running it
+    ///
+    /// Starts a ClearML-compatible server in this process, makes a git repository with a small training
+    /// script and an uncommitted change, puts a task for it in a queue, runs `clearml-agent execute
+    /// --id … --require-queue` on it with its live output, and shows what the server then holds:
+    /// status, log, machine figures, packages and commit.
+    ///
+    /// It needs Python 3 and a package index, takes some ten seconds, and leaves nothing behind. Your own
+    /// ClearML settings and caches are neither read nor changed; proxies and package indexes are used as
+    /// configured. The exit code is 0 if the task was completed and its log is whole.
     Demo(DemoArgs),
 }
 

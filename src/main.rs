@@ -22,7 +22,7 @@ fn main() -> ExitCode {
             }
             Command::Sync(args) => Ok(sync::sync(args, cli.global, environment()).await),
             Command::Server(args) => server::serve(args).await.map(|()| 0),
-            Command::Demo(_) => Ok(1),
+            Command::Demo(args) => server::demo::run(args, cli.global.debug, environment()).await,
         }
     });
     // What still runs in the background (a call nobody waits for) must not hold up the exit.

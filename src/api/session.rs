@@ -6,7 +6,7 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValu
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
-use url::Url;
+use url::{Host, Url};
 
 use super::error::ApiError;
 use super::retry::{self, Patience};
@@ -109,8 +109,12 @@ impl Session {
             "http" => &Trust::Anything,
             _ => &endpoint.trust,
         };
-        let client = tls::client_builder(trust)
-            .map_err(setup)?
+        let mut builder = tls::client_builder(trust).map_err(setup)?;
+        if is_this_machine(&endpoint.api_server) {
+            // A proxy would look for the server on its own machine.
+            builder = builder.no_proxy();
+        }
+        let client = builder
             .default_headers(headers)
             .connect_timeout(CONNECT_LIMIT)
             .tcp_nodelay(true)
@@ -334,6 +338,15 @@ impl Session {
     }
 }
 
+fn is_this_machine(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
 async fn one_try(request: reqwest::RequestBuilder) -> Try {
     let answer = match request.send().await {
         Ok(answer) => answer,
@@ -402,4 +415,25 @@ fn random() -> f64 {
             .try_into()
             .unwrap_or([0; 4]),
     )) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_is_known_by_its_addresses() {
+        for (url, expected) in [
+            ("http://127.0.0.1:8008", true),
+            ("http://127.1.2.3/", true),
+            ("http://[::1]:8008", true),
+            ("http://localhost:8008", true),
+            ("http://api.localhost", true),
+            ("http://localhost.example.com", false),
+            ("http://10.0.0.1:8008", false),
+            ("https://api.clear.ml", false),
+        ] {
+            assert_eq!(is_this_machine(&url.parse().unwrap()), expected, "{url}");
+        }
+    }
 }
