@@ -215,6 +215,8 @@ impl Journal {
                 .is_err()
         {
             uploader.abort();
+            // The spool is let go of.
+            let _ = uploader.await;
         }
         for done in local {
             // A terminal that nobody reads any more must not hold the run.

@@ -15,6 +15,9 @@ use super::{Amount, Receipt};
 /// How much is read by everybody before its space is given back to the file system.
 const RELEASED_AT_ONCE: u64 = 8 * 1024 * 1024;
 
+/// What must be free on a disk that was full before anything is kept there again.
+const ROOM: u64 = 1024 * 1024;
+
 #[derive(Debug)]
 pub(super) struct Shared {
     path: PathBuf,
@@ -306,14 +309,16 @@ impl Shared {
         for part in bytes.chunks(spool::MOST_IN_A_RECORD) {
             let amount = Amount::of(part);
             state.produced.add(amount);
-            state.note_missing();
+            if state.missing.is_some() && state.has_room() {
+                state.note_missing();
+            }
             if let Some(missing) = &mut state.missing {
                 missing.amount.add(amount);
                 state.all_missing.add(amount);
                 self.straight_to_terminal(part);
                 continue;
             }
-            match state.keep(part, state.limit) {
+            match state.keep(part) {
                 Ok(()) => state.at_line_start = part.ends_with(b"\n"),
                 Err(why) => {
                     let complaint = format!(
@@ -366,8 +371,7 @@ impl State {
             if self.at_line_start { "" } else { "\n" },
             missing.why
         );
-        // Well below the limit, so that it is not said over and over.
-        match self.keep(notice.as_bytes(), self.limit / 4 * 3) {
+        match self.keep(notice.as_bytes()) {
             Ok(()) => {
                 self.produced.add(Amount::of(notice.as_bytes()));
                 self.at_line_start = true;
@@ -376,12 +380,20 @@ impl State {
         }
     }
 
-    /// Puts a record into the spool, which may hold `limit` bytes, or says why not.
-    fn keep(&mut self, bytes: &[u8], limit: u64) -> Result<(), String> {
-        if self.end - self.released > limit {
+    /// Whether so much can be kept again that a gap is not followed by the next one at once.
+    fn has_room(&mut self) -> bool {
+        self.release();
+        let waiting = self.end - self.released;
+        let on_disk = rustix::fs::fstatvfs(&self.spool);
+        waiting <= self.limit / 4 * 3 && on_disk.is_ok_and(|s| s.f_bavail * s.f_frsize >= ROOM)
+    }
+
+    /// Puts a record into the spool, or says why not.
+    fn keep(&mut self, bytes: &[u8]) -> Result<(), String> {
+        if self.end - self.released > self.limit {
             self.release();
         }
-        if self.end - self.released > limit {
+        if self.end - self.released > self.limit {
             return Err(format!(
                 "{} MiB of it wait for the server already (agent.journal.max_size_mb)",
                 self.limit / (1024 * 1024)

@@ -52,6 +52,7 @@ struct Inner {
     /// One permit for each request that may be answered.
     gate: Semaphore,
     asked: Notify,
+    requests: AtomicUsize,
 }
 
 impl LogServer {
@@ -73,6 +74,7 @@ impl LogServer {
             poison: Mutex::default(),
             gate: Semaphore::new(permits),
             asked: Notify::new(),
+            requests: AtomicUsize::new(0),
         });
         let app = Router::new()
             .route("/auth.login", post(login))
@@ -125,9 +127,9 @@ impl LogServer {
         self.inner.asked.notified().await;
     }
 
-    /// Waits until events have arrived.
-    pub async fn arrived(&self) {
-        self.inner.arrived.notified().await;
+    /// How many batches were sent.
+    pub fn requests(&self) -> usize {
+        self.inner.requests.load(Ordering::SeqCst)
     }
 
     /// Waits until the log has `text` in it; gives the whole log.
@@ -158,6 +160,7 @@ async fn login(State(inner): State<Arc<Inner>>) -> Response {
 }
 
 async fn add_batch(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: String) -> Response {
+    inner.requests.fetch_add(1, Ordering::SeqCst);
     inner.asked.notify_one();
     inner.gate.acquire().await.unwrap().forget();
     let fault = inner.faults.lock().unwrap().pop_front();

@@ -1,0 +1,157 @@
+//! `kill -9`, of the agent and of the server: the log goes on where it was.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "common/figures.rs"]
+mod figures;
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::{Api, World, eventually, script};
+use figures::figures;
+
+/// Prints numbered lines, some at once and some one by one.
+const COUNTER: &str = "\
+import time
+for n in range(100000):
+    print('line', n, flush=n % 7 == 0)
+    if n % 50 == 0:
+        time.sleep(0.001)
+";
+
+fn journals(world: &World) -> usize {
+    std::fs::read_dir(world.path(".clearml/journal"))
+        .unwrap()
+        .count()
+}
+
+#[test]
+fn what_a_killed_agent_had_taken_is_sent_by_sync() {
+    let world = World::new();
+    let mut seed = 11_u64;
+    let mut random = move |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 33) % below
+    };
+    let (mut lost, mut duplicated, mut lines) = (0, 0, 0);
+    for round in 0..50 {
+        let id = world.api.create("to be killed", script(COUNTER));
+        let mut running = world.start_execute(&id, &[]);
+        let last = 10 + random(6_000);
+        running.line_with(&format!("line {last}"));
+        running.signal("KILL");
+        let shown = running.wait().exits(1009).stdout;
+        world
+            .run(&["sync"])
+            .exits(0)
+            .prints(&format!("task {id}: log: "));
+
+        let log = world.api.log(&id);
+        // The last line may be cut off, there as on the terminal.
+        let (log, _) = log.trim_end().rsplit_once('\n').unwrap();
+        let on_server = log
+            .lines()
+            .filter_map(|line| line.strip_prefix("line ")?.parse::<usize>().ok())
+            .max()
+            .unwrap();
+        let whole = shown.lines().filter(|l| l.starts_with("line ")).count() - 1;
+        assert!(on_server + 1 >= whole, "round {round}: {on_server} {whole}");
+        let figures = figures(log, on_server + 1);
+        assert!(figures.in_order, "round {round}");
+        lost += figures.lost;
+        duplicated += figures.duplicated;
+        lines += on_server + 1;
+        assert_eq!(journals(&world), 0);
+    }
+    println!("50 kills, {lines} lines: lost {lost}, duplicated {duplicated}");
+    assert_eq!(lost, 0);
+}
+
+#[test]
+fn the_next_run_on_the_machine_sends_what_a_killed_one_left() {
+    let world = World::new();
+    let killed = world.api.create("to be killed", script(COUNTER));
+    let mut running = world.start_execute(&killed, &[]);
+    running.line_with("line 500");
+    running.signal("KILL");
+    let _ = running.wait();
+    assert_eq!(journals(&world), 1);
+
+    // Runs until it is told that the other's log is there.
+    let go = world.path("go");
+    let next = world.api.create(
+        "next",
+        script(&format!(
+            "import os, time\nwhile not os.path.exists({:?}): time.sleep(0.01)\n",
+            go.to_str().unwrap()
+        )),
+    );
+    let running = world.start_execute(&next, &[]);
+    eventually("the killed run's log is sent", || {
+        world.api.log(&killed).contains("line 500\n") && journals(&world) == 1
+    });
+    std::fs::write(go, "").unwrap();
+    running.wait().exits(0);
+    assert_eq!(journals(&world), 0);
+}
+
+/// `clearml-agent server` as a process of its own.
+fn server(data: &Path, listen: &str) -> (Child, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_clearml-agent"))
+        .args(["server", "--listen", listen, "--data"])
+        .arg(data)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut text = String::new();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    while !text.contains("secret_key") {
+        assert!(lines.read_line(&mut text).unwrap() > 0, "{text}");
+    }
+    (child, text)
+}
+
+/// The value that follows `name` in the configuration that the server prints.
+fn printed(text: &str, name: &str) -> String {
+    let after = text.split_once(name).unwrap().1;
+    let value = after.trim_start_matches(['"', ':', '=', ' ']);
+    value.split_once('"').unwrap().0.to_owned()
+}
+
+#[test]
+fn a_server_killed_in_mid_run_misses_nothing() {
+    let data = tempfile::tempdir().unwrap();
+    let (mut first, text) = server(data.path(), "127.0.0.1:0");
+    let url = printed(&text, "api_server");
+    let world = World::at(Api {
+        url: url.clone(),
+        access_key: printed(&text, "access_key"),
+        secret_key: printed(&text, "secret_key"),
+    });
+    let go = world.path("go");
+    let id = world.api.create(
+        "outlives its server",
+        script(&format!(
+            "import os, time\nfor n in range(1000): print('line', n)\n\
+             while not os.path.exists({:?}): time.sleep(0.01)\n\
+             for n in range(1000, 2000): print('line', n)\n",
+            go.to_str().unwrap()
+        )),
+    );
+    let mut running = world.start_execute(&id, &[]);
+    running.line_with("line 999");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    std::fs::write(go, "").unwrap();
+    running.line_with("line 1999");
+    let address = url.split_once("//").unwrap().1.trim_end_matches('/');
+    let (mut second, _) = server(data.path(), address);
+    running.wait().exits(0);
+    let figures = figures(&world.api.log(&id), 2000);
+    assert_eq!((figures.lost, figures.in_order), (0, true));
+    assert_eq!(world.api.status(&id), "completed");
+    second.kill().unwrap();
+    second.wait().unwrap();
+}
