@@ -195,10 +195,19 @@ fn one_line(text: &str) -> String {
     let own_words = text
         .lines()
         .filter(|line| !line.starts_with(' ') && !line.ends_with(':'));
-    let joined = own_words
-        .flat_map(str::split_whitespace)
-        .collect::<Vec<_>>()
-        .join(" ");
+    let mut joined = String::new();
+    for line in own_words {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if words.is_empty() {
+            continue;
+        }
+        if !joined.is_empty() {
+            // Lines are sentences.
+            let ended = joined.ends_with(['.', '!', '?', ';', ',']);
+            joined.push_str(if ended { " " } else { ". " });
+        }
+        joined.push_str(&words.join(" "));
+    }
     match joined.char_indices().nth(LONGEST) {
         Some((cut, _)) => format!("{}…", &joined[..cut]),
         None => joined,
@@ -252,7 +261,7 @@ mod tests {
                     cause: "no branch x\nThe last lines of git:\n    fatal\nnearest: y".into(),
                 },
                 Failed,
-                "failed getting the code: no branch x nearest: y",
+                "failed getting the code: no branch x. nearest: y",
                 exit::NOT_FOUND,
             ),
         ] {
