@@ -11,7 +11,7 @@ use super::{check_editable, check_not_published, fetch, touch};
 pub const ENDPOINTS: &[Endpoint] = &[
     endpoint(
         "tasks.get_hyper_params",
-        "2.9",
+        "1.0",
         Access::Read,
         get_hyper_params,
     ),
