@@ -145,6 +145,21 @@ fn refusals_and_the_other_services_are_answered_as_by_the_real_server() {
     replay(54..85, &mut names, &world.api, &known);
 }
 
+#[test]
+fn user_properties_can_be_set_on_a_running_task_and_parameters_cannot() {
+    let world = World::new();
+    let id = world.api.create("running", script(""));
+    world.api.call("tasks.started", json!({"task": id}));
+    for (section, status) in [("properties", 200), ("General", 400)] {
+        let item = json!({"section": section, "name": "a", "value": "b"});
+        let edit = json!({"task": id, "hyperparams": [item]});
+        for action in ["edit", "delete"] {
+            let endpoint = format!("tasks.{action}_hyper_params");
+            assert_eq!(world.api.try_call(&endpoint, &edit).0, status, "{endpoint}");
+        }
+    }
+}
+
 /// `clearml-agent server` as its own process.
 struct Served {
     child: Child,
