@@ -194,10 +194,13 @@ impl Served {
         }
         Self { child, api }
     }
+}
 
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+/// kill -9.
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -209,12 +212,11 @@ fn what_was_answered_is_kept_through_kill_9_and_the_credentials_too() {
     first.api.enqueue(&id);
     let before = first.api.task(&id);
     let keys = first.api.secret_key.clone();
-    first.kill();
+    drop(first);
 
     let second = Served::start(data.path());
     assert_eq!(second.api.secret_key, keys);
     assert_eq!(second.api.task(&id), before);
     let queues = second.api.call("queues.get_all", json!({}));
     assert_eq!(queues["queues"][0]["entries"][0]["task"], id);
-    second.kill();
 }
