@@ -74,6 +74,10 @@ enum Try {
     NoAnswer {
         cause: String,
     },
+    /// There is no way to talk to this server as things are set.
+    NoTls {
+        cause: String,
+    },
 }
 
 impl Session {
@@ -221,7 +225,13 @@ impl Session {
                     retry_after,
                     body,
                 } => (format!("HTTP {status}{}", message_in(&body)), retry_after),
-                Try::NoAnswer { cause } => (cause, None),
+                Try::NoTls { cause } if patience == Patience::Start => {
+                    return Err(ApiError::Setup {
+                        host: self.host.clone(),
+                        cause,
+                    });
+                }
+                Try::NoAnswer { cause } | Try::NoTls { cause } => (cause, None),
             };
             let pause = retry::pause(tries, retry_after, random());
             tracing::debug!(host = %self.host, %cause, tries, ?pause, "API call failed");
@@ -337,7 +347,13 @@ impl Session {
 async fn one_try(request: reqwest::RequestBuilder) -> Try {
     let answer = match request.send().await {
         Ok(answer) => answer,
-        Err(e) => return Try::NoAnswer { cause: causes(&e) },
+        Err(e) => match tls::remedy(&e) {
+            Some(remedy) => {
+                let cause = format!("{}. {remedy}", causes(&e));
+                return Try::NoTls { cause };
+            }
+            None => return Try::NoAnswer { cause: causes(&e) },
+        },
     };
     let status = answer.status().as_u16();
     let asked = answer
