@@ -1,6 +1,8 @@
 //! The embedded server beside the real one: the recorded exchanges, replayed in their order, must be
 //! answered alike. And what it keeps in a folder.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::BTreeMap;
