@@ -149,6 +149,7 @@ async fn a_given_token_is_used_as_it_is_until_refused() {
     server.revoke_tokens();
     let error = tasks::ping(&session, &id).await.unwrap_err();
     assert!(matches!(error, ApiError::Unauthorized { .. }), "{error:?}");
+    assert!(error.to_string().contains("CLEARML_AUTH_TOKEN"), "{error}");
     assert!(server.calls_of("auth.login").is_empty());
 }
 

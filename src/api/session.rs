@@ -261,9 +261,15 @@ impl Session {
             })?;
         let meta = envelope.meta;
         if status == 401 {
+            let message = match self.credentials {
+                Credentials::KeyPair { .. } => meta.result_msg,
+                Credentials::Token(_) => {
+                    format!("{} (the token of CLEARML_AUTH_TOKEN)", meta.result_msg)
+                }
+            };
             return Err(ApiError::Unauthorized {
                 host: self.host.clone(),
-                message: meta.result_msg,
+                message,
             });
         }
         if meta.result_code != 200 || status != 200 {
