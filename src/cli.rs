@@ -13,6 +13,9 @@ use crate::server::demo::DemoArgs;
 /// keep its log, figures and status on the server true.
 #[derive(Debug, Parser)]
 #[command(name = "clearml-agent", version, propagate_version = true, styles = Styles::plain())]
+// As Python's argparse: the last of a repeated option counts, and a name may be cut short where
+// it stays clear (`--gpu 0`, which the Python agent's help shows).
+#[command(args_override_self = true, infer_long_args = true)]
 pub struct Cli {
     #[command(flatten)]
     pub global: GlobalArgs,
@@ -27,7 +30,7 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "FILE")]
     pub config_file: Option<PathBuf>,
     /// Tell each step in detail on standard error
-    #[arg(long, global = true)]
+    #[arg(short, long, global = true)]
     pub debug: bool,
 }
 
@@ -69,7 +72,13 @@ pub struct ExecuteArgs {
 
     /// Run inside a Docker container: IMAGE and its `docker run` arguments, as one quoted string
     /// or as separate words
-    #[arg(long, value_name = "IMAGE ARGS", num_args = 0.., help_heading = "Where it runs")]
+    #[arg(
+        long,
+        value_name = "IMAGE ARGS",
+        num_args = 0..,
+        action = ArgAction::Set,
+        help_heading = "Where it runs"
+    )]
     pub docker: Option<Vec<String>>,
     /// Use only what is on this machine: no clone, no installation
     #[arg(long, help_heading = "Where it runs")]
@@ -226,6 +235,42 @@ mod tests {
     fn optimisation_counts() {
         assert_eq!(execute(&["-O", "-O"]).unwrap().optimize, 2);
         assert_eq!(execute(&["-OO"]).unwrap().optimize, 2);
+    }
+
+    #[test]
+    fn a_repeated_option_has_its_last_value() {
+        let args = execute(&[
+            "--log-level",
+            "debug",
+            "--gpus=0",
+            "--clone",
+            "--log-level=error",
+            "--gpus",
+            "1",
+            "--clone",
+            "--docker",
+            "a",
+            "--docker",
+            "b --ipc=host",
+            "-O",
+        ]);
+        let args = args.unwrap();
+        assert_eq!(args.log_level, LogLevel::Error);
+        assert_eq!(args.gpus.as_deref(), Some("1"));
+        assert_eq!(args.docker, Some(vec!["b --ipc=host".to_owned()]));
+        assert!(args.clone);
+        assert_eq!(execute(&["--id", "t2"]).unwrap().id, "t2");
+    }
+
+    #[test]
+    fn an_option_may_be_cut_short_where_it_stays_clear() {
+        let args = execute(&["--gpu", "0,1", "--req", "--full", "--log-l", "warn"]).unwrap();
+        assert_eq!(args.gpus.as_deref(), Some("0,1"));
+        assert!(args.require_queue && args.full_monitoring);
+        assert_eq!(args.log_level, LogLevel::Warn);
+        for unclear in ["--git", "--log", "--c"] {
+            assert!(execute(&[unclear, "x"]).is_err(), "{unclear}");
+        }
     }
 
     #[test]

@@ -149,6 +149,7 @@ async fn a_given_token_is_used_as_it_is_until_refused() {
     server.revoke_tokens();
     let error = tasks::ping(&session, &id).await.unwrap_err();
     assert!(matches!(error, ApiError::Unauthorized { .. }), "{error:?}");
+    assert!(error.to_string().contains("CLEARML_AUTH_TOKEN"), "{error}");
     assert!(server.calls_of("auth.login").is_empty());
 }
 
@@ -426,6 +427,29 @@ async fn the_final_status_outlives_a_failing_server() {
     assert_eq!(server.task(&id)["status"], "completed");
 }
 
+/// The refusal that a status change meets when another one was faster.
+fn status_change_lost(endpoint: &str, times: u32) -> Value {
+    let meta = json!({
+        "result_code": 400, "result_subcode": 121,
+        "result_msg": "Failed changing task status. probably someone changed it before you",
+    });
+    let body = json!({"meta": meta, "data": {}}).to_string();
+    json!({"endpoint": endpoint, "what": "status", "status": 400, "body": body, "times": times})
+}
+
+#[tokio::test]
+async fn a_status_change_that_met_another_one_is_made_again() {
+    let server = Recorded::start();
+    let session = login(&server).await;
+    let id = training(&server);
+    server.inject(status_change_lost("tasks.started", 1));
+    tasks::started(&session, &id, NOTE, true).await.unwrap();
+    server.inject(status_change_lost("tasks.completed", 2));
+    let written = tasks::finish(&session, &id, FinalStatus::Completed, NOTE).await;
+    assert_eq!(written.unwrap(), StatusWrite::Written);
+    assert_eq!(server.task(&id)["status"], "completed");
+}
+
 #[tokio::test]
 async fn a_worker_reports_and_leaves() {
     let server = Recorded::start();
@@ -565,6 +589,20 @@ async fn a_claim_given_up_leaves_the_task_in_its_queue() {
         matches!(refused, Refused::Api(ApiError::Unreachable { .. })),
         "{refused:?}"
     );
+    assert_eq!(server.task(&id)["status"], "queued");
+    assert_eq!(server.state()["queues"][&queue]["entries"][0]["task"], id);
+}
+
+#[tokio::test]
+async fn a_task_taken_but_not_started_goes_back_to_its_queue() {
+    let server = Recorded::start();
+    let session = login(&server).await;
+    let id = training(&server);
+    let queue = server.create_queue("returning");
+    server.enqueue(&id, &queue);
+    server.inject(status_change_lost("tasks.started", 99));
+    let refused = claim(&session, &id, Mode::FromQueue, "w:0", &quiet()).await;
+    assert!(refused.is_err());
     assert_eq!(server.task(&id)["status"], "queued");
     assert_eq!(server.state()["queues"][&queue]["entries"][0]["task"], id);
 }

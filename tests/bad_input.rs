@@ -67,6 +67,20 @@ fn no_server() {
 }
 
 #[test]
+fn https_where_the_server_speaks_http_is_told_at_once() {
+    let world = World::new();
+    let https = World::at(Api {
+        url: world.api.url.replace("http://", "https://"),
+        ..world.api.clone()
+    });
+    https
+        .execute("t1", &[])
+        .exits(78)
+        .complains("https://127.0.0.1")
+        .complains("CLEARML_API_HOST may need http://");
+}
+
+#[test]
 fn no_credentials_at_all() {
     let world = World::new();
     std::fs::remove_file(world.path("clearml.conf")).unwrap();

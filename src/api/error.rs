@@ -64,6 +64,8 @@ pub mod subcode {
     pub const INVALID_TASK_ID: u32 = 101;
     /// 400: the status change is not allowed from the present status.
     pub const INVALID_TASK_STATUS: u32 = 110;
+    /// 400: somebody else changed the status in the same moment; the call did nothing.
+    pub const STATUS_CHANGE_LOST: u32 = 121;
     /// 400: the task is in a queue already.
     pub const TASK_ALREADY_QUEUED: u32 = 706;
     /// 400: no such queue, or the task is not in it.

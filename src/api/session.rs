@@ -74,6 +74,10 @@ enum Try {
     NoAnswer {
         cause: String,
     },
+    /// There is no way to talk to this server as things are set.
+    NoTls {
+        cause: String,
+    },
 }
 
 impl Session {
@@ -225,7 +229,13 @@ impl Session {
                     retry_after,
                     body,
                 } => (format!("HTTP {status}{}", message_in(&body)), retry_after),
-                Try::NoAnswer { cause } => (cause, None),
+                Try::NoTls { cause } if patience == Patience::Start => {
+                    return Err(ApiError::Setup {
+                        host: self.host.clone(),
+                        cause,
+                    });
+                }
+                Try::NoAnswer { cause } | Try::NoTls { cause } => (cause, None),
             };
             let pause = retry::pause(tries, retry_after, random());
             tracing::debug!(host = %self.host, %cause, tries, ?pause, "API call failed");
@@ -255,9 +265,15 @@ impl Session {
             })?;
         let meta = envelope.meta;
         if status == 401 {
+            let message = match self.credentials {
+                Credentials::KeyPair { .. } => meta.result_msg,
+                Credentials::Token(_) => {
+                    format!("{} (the token of CLEARML_AUTH_TOKEN)", meta.result_msg)
+                }
+            };
             return Err(ApiError::Unauthorized {
                 host: self.host.clone(),
-                message: meta.result_msg,
+                message,
             });
         }
         if meta.result_code != 200 || status != 200 {
@@ -350,7 +366,13 @@ fn is_this_machine(url: &Url) -> bool {
 async fn one_try(request: reqwest::RequestBuilder) -> Try {
     let answer = match request.send().await {
         Ok(answer) => answer,
-        Err(e) => return Try::NoAnswer { cause: causes(&e) },
+        Err(e) => match tls::remedy(&e) {
+            Some(remedy) => {
+                let cause = format!("{}. {remedy}", causes(&e));
+                return Try::NoTls { cause };
+            }
+            None => return Try::NoAnswer { cause: causes(&e) },
+        },
     };
     let status = answer.status().as_u16();
     let asked = answer

@@ -1,6 +1,9 @@
 //! The `tasks` service.
 
+use std::time::Duration;
+
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, subcode};
@@ -100,10 +103,28 @@ pub async fn dequeue(session: &Session, id: &str) -> Result<bool, ApiError> {
         updated: u32,
     }
     let request = json!({"task": id, "new_status": "in_progress"});
-    let answer: Answer = session
-        .call("tasks.dequeue", &request, Patience::Start)
-        .await?;
+    let answer: Answer = change_status(session, "tasks.dequeue", &request, Patience::Start).await?;
     Ok(answer.updated > 0)
+}
+
+/// A call that changes the status. The server compares and sets: a call that met another change did
+/// nothing, and is made again on what that one left.
+async fn change_status<T: DeserializeOwned>(
+    session: &Session,
+    endpoint: &'static str,
+    request: &Value,
+    patience: Patience,
+) -> Result<T, ApiError> {
+    const TRIES: u32 = 5;
+    for _ in 1..TRIES {
+        match session.call(endpoint, request, patience).await {
+            Err(error) if error.is_refusal(subcode::STATUS_CHANGE_LOST) => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            result => return result,
+        }
+    }
+    session.call(endpoint, request, patience).await
 }
 
 /// Sets the task `in_progress`. `force`: whatever its status.
@@ -117,8 +138,7 @@ pub async fn started(
         "task": id, "force": force,
         "status_reason": note.reason, "status_message": note.message,
     });
-    session
-        .call::<Value>("tasks.started", &request, Patience::Persistent)
+    change_status::<Value>(session, "tasks.started", &request, Patience::Persistent)
         .await
         .map(drop)
 }
@@ -139,10 +159,7 @@ pub async fn finish(
         "task": id, "force": false,
         "status_reason": note.reason, "status_message": note.message,
     });
-    match session
-        .call::<Value>(endpoint, &request, Patience::Persistent)
-        .await
-    {
+    match change_status::<Value>(session, endpoint, &request, Patience::Persistent).await {
         Ok(_) => Ok(StatusWrite::Written),
         Err(ApiError::Refused {
             code: 400,

@@ -1,5 +1,6 @@
 //! The HTTP client every module starts from: TLS provider, trusted certificates, proxies.
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Once;
 
@@ -34,5 +35,32 @@ pub fn client_builder(trust: &Trust) -> Result<reqwest::ClientBuilder, String> {
                 reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| unusable(e.to_string()))?;
             builder.tls_certs_merge(certificates)
         }
+    })
+}
+
+/// What to set where `error` says that the two sides do not speak the same TLS: that does not mend with
+/// time. `None` for all other failures.
+pub fn remedy(error: &reqwest::Error) -> Option<&'static str> {
+    match tls_error(error)? {
+        rustls::Error::InvalidCertificate(_) => Some(
+            "Set `api.verify_certificate` in clearml.conf or CLEARML_API_HOST_VERIFY_CERT to the file of the \
+             authority that signed the server's certificate, or to false to trust any",
+        ),
+        rustls::Error::InvalidMessage(_) => Some(
+            "Does the server speak https at this address? `api.api_server` in clearml.conf or \
+             CLEARML_API_HOST may need http://",
+        ),
+        _ => None,
+    }
+}
+
+fn tls_error<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
+    if let Some(found) = error.downcast_ref() {
+        return Some(found);
+    }
+    // What an `io::Error` wraps is not its source.
+    tls_error(match error.downcast_ref::<std::io::Error>() {
+        Some(wrapper) => wrapper.get_ref()?,
+        None => error.source()?,
     })
 }

@@ -1,8 +1,10 @@
 //! The API server's address, the credentials for it and whose certificates are trusted.
 
+use std::path::PathBuf;
+
 use url::Url;
 
-use super::{Config, ConfigError, bool_of, expand};
+use super::{Config, ConfigError, bool_of, environment, expand};
 use crate::api::tls::Trust;
 use crate::api::{Credentials, Endpoint};
 use crate::secret::Secret;
@@ -65,18 +67,28 @@ impl Config {
         })
     }
 
-    /// `api.verify_certificate`: a boolean, or the path of a certificate bundle.
+    /// `api.verify_certificate`: a boolean, or the path of a certificate bundle. Where it names none,
+    /// the bundle that Python's HTTP library takes from the environment counts, as it does in the job.
     pub fn trust(&self) -> Result<Trust, ConfigError> {
         let key = "api.verify_certificate";
         let Some(text) = self.text(key) else {
             // A section or a list has no text and is refused here.
             self.flag(key)?;
-            return Ok(Trust::System);
+            return Ok(self.system_trust());
         };
         Ok(match bool_of(&text) {
-            Some(true) => Trust::System,
+            Some(true) => self.system_trust(),
             Some(false) => Trust::Anything,
             None => Trust::Bundle(expand(&text, &self.env, self.home.as_deref())),
         })
+    }
+
+    fn system_trust(&self) -> Trust {
+        let variables = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
+        let bundle = environment::first_set(&self.env, &variables).map(PathBuf::from);
+        match bundle.filter(|bundle| bundle.is_file()) {
+            Some(bundle) => Trust::Bundle(bundle),
+            None => Trust::System,
+        }
     }
 }

@@ -132,6 +132,9 @@ fn typed_values() {
 
 const KEYS: &str = r#"api.credentials { access_key: A, secret_key: "S" }"#;
 
+/// Any file that is there.
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+
 #[test]
 fn endpoints() {
     for (text, env, server, trust) in [
@@ -170,6 +173,24 @@ fn endpoints() {
             vec![("CLEARML_API_HOST_VERIFY_CERT", "0")],
             "https://h/",
             Trust::Anything,
+        ),
+        (
+            "api.api_server: https://h",
+            vec![("REQUESTS_CA_BUNDLE", FILE)],
+            "https://h/",
+            Trust::Bundle(FILE.into()),
+        ),
+        (
+            "api.api_server: https://h",
+            vec![("CURL_CA_BUNDLE", "/no/such/file")],
+            "https://h/",
+            Trust::System,
+        ),
+        (
+            "api { api_server: https://h, verify_certificate: /etc/ca.pem }",
+            vec![("REQUESTS_CA_BUNDLE", FILE)],
+            "https://h/",
+            Trust::Bundle("/etc/ca.pem".into()),
         ),
     ] {
         let endpoint = loaded(&format!("{KEYS}\n{text}"), &env)

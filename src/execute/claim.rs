@@ -60,6 +60,7 @@ pub async fn claim(
     console: &Console,
 ) -> Result<Claimed, Refused> {
     let mut task = fetch(session, id).await?;
+    let mut taken_from = None;
     match mode {
         Mode::Clone => {
             let copy = tasks::clone(session, &task).await?;
@@ -69,6 +70,7 @@ pub async fn claim(
         Mode::FromQueue => {
             let queue = take_from_queue(session, &task).await?;
             console.say(format!("Took task {id} out of queue {queue}"));
+            taken_from = Some(queue);
         }
         Mode::Any => match task.status {
             Status::Published | Status::Publishing => {
@@ -95,8 +97,24 @@ pub async fn claim(
         reason: "worker started execution",
         message: &message,
     };
-    tasks::started(session, &task.id, note, true).await?;
+    if let Err(error) = tasks::started(session, &task.id, note, true).await {
+        if let Some(queue) = taken_from {
+            put_back(session, &queue, id).await;
+        }
+        return Err(error.into());
+    }
     Ok(Claimed(task))
+}
+
+/// Puts a task that was taken but not started back, as far as the server lets us: queued in no queue
+/// it would never run.
+async fn put_back(session: &Session, queue: &str, id: &str) {
+    let standing = tasks::standing(session, id).await;
+    if matches!(standing, Ok(Some(standing)) if standing.status == Status::Queued)
+        && let Err(error) = queues::add_task(session, queue, id).await
+    {
+        tracing::debug!(%error, "not put back");
+    }
 }
 
 /// The status message that names the worker, as the Python agent words it.

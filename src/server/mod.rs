@@ -25,7 +25,7 @@ mod tasks;
 mod workers;
 
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -58,11 +58,22 @@ const USER_NAME: &str = "local user";
 #[derive(Debug, clap::Args)]
 pub struct ServerArgs {
     /// Address to listen on; port 0 takes any free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8008")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8008", value_parser = address)]
     pub listen: SocketAddr,
     /// Folder that keeps all data and the credentials; without it they end with the server
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+}
+
+/// `IP:PORT` or `HOST:PORT`.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let found = text.to_socket_addrs().map(|mut addresses| addresses.next());
+    let expected = "expected an address and a port, such as 127.0.0.1:8008 or localhost:8008";
+    match found {
+        Ok(Some(address)) => Ok(address),
+        Ok(None) => Err(expected.to_owned()),
+        Err(error) => Err(format!("{error}; {expected}")),
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -287,6 +298,16 @@ pub async fn serve(args: ServerArgs) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_address_to_listen_on_may_be_a_name() {
+        assert!(address("localhost:0").unwrap().ip().is_loopback());
+        assert_eq!(address("[::1]:80").unwrap().port(), 80);
+        for bad in ["8008", "127.0.0.1", "127.0.0.1:99999", ""] {
+            let words = address(bad).unwrap_err();
+            assert!(words.contains("127.0.0.1:8008"), "{bad}: {words}");
+        }
+    }
 
     #[test]
     fn an_address_for_all_is_reached_on_this_machine() {

@@ -30,16 +30,21 @@ pub struct Api {
 impl Api {
     /// One call; the HTTP status and the whole answer.
     pub fn try_call(&self, endpoint: &str, body: &Value) -> (u16, Value) {
+        self.send(endpoint, "application/json", body.to_string())
+    }
+
+    pub fn send(&self, endpoint: &str, content_type: &str, body: String) -> (u16, Value) {
         let client = reqwest_blocking();
         let basic = base64::engine::general_purpose::STANDARD
             .encode(format!("{}:{}", self.access_key, self.secret_key));
-        let url = format!("{}/{endpoint}", self.url.trim_end_matches('/'));
+        let url = self.url.trim_end_matches('/');
+        let url = format!("{url}/{}", endpoint.trim_start_matches('/'));
         client.block_on(async {
             let answer = http()
                 .post(url)
                 .header("authorization", format!("Basic {basic}"))
-                .header("content-type", "application/json")
-                .body(body.to_string())
+                .header("content-type", content_type)
+                .body(body)
                 .send()
                 .await
                 .unwrap();

@@ -11,7 +11,7 @@ use super::{check_editable, check_not_published, fetch, touch};
 pub const ENDPOINTS: &[Endpoint] = &[
     endpoint(
         "tasks.get_hyper_params",
-        "2.9",
+        "1.0",
         Access::Read,
         get_hyper_params,
     ),
@@ -119,11 +119,18 @@ fn get_hyper_params(call: &Call<'_>) -> Result<Value, Refusal> {
     Ok(json!({"params": params}))
 }
 
+/// What users note on a task beside its parameters: they may at any time.
+fn are_user_properties(items: &[Value]) -> bool {
+    items.iter().all(|item| item["section"] == "properties")
+}
+
 fn edit_hyper_params(call: &Call<'_>) -> Result<Value, Refusal> {
     call.request.required_value("hyperparams")?;
     let (id, mut task) = fetch(call)?;
-    check_editable(call, &task)?;
     let items = call.request.list("hyperparams")?;
+    if !are_user_properties(items) {
+        check_editable(call, &task)?;
+    }
     let mut sections = map_of(&task, "hyperparams");
     match call.request.text("replace_hyperparams")? {
         Some("all") => sections.clear(),
@@ -147,9 +154,12 @@ fn edit_hyper_params(call: &Call<'_>) -> Result<Value, Refusal> {
 fn delete_hyper_params(call: &Call<'_>) -> Result<Value, Refusal> {
     call.request.required_value("hyperparams")?;
     let (id, mut task) = fetch(call)?;
-    check_editable(call, &task)?;
+    let items = call.request.list("hyperparams")?;
+    if !are_user_properties(items) {
+        check_editable(call, &task)?;
+    }
     let mut sections = map_of(&task, "hyperparams");
-    for item in call.request.list("hyperparams")? {
+    for item in items {
         let section = named(item, "section")?;
         match item.get("name").and_then(Value::as_str) {
             None | Some("") => {
