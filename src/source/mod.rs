@@ -203,8 +203,8 @@ fn apply_changes(root: &Path, text: &str, console: &Console) -> Result<(), Sourc
     });
     for path in applied.submodules_not_moved {
         console.say(format!(
-            "Warning: the uncommitted changes move submodule {path} to another commit; it stays \
-             at the one that is committed"
+            "Warning: submodule {path} was changed (another commit, or edited files) and the task's \
+             diff does not hold how; it stays at the commit that is committed"
         ));
     }
     Ok(())
