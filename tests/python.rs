@@ -225,6 +225,45 @@ async fn the_environment_is_a_real_one_with_pip_inside() {
 }
 
 #[tokio::test]
+async fn pip_is_unpacked_once_and_each_environment_can_change_its_own() {
+    use std::os::unix::fs::MetadataExt as _;
+    let home = tempfile::tempdir().unwrap();
+    let made = async || {
+        let mut bench = Bench::new();
+        bench.settings.cache = home.path().to_owned();
+        let done = bench.runs("", json!({})).await;
+        let package = done.env.site_packages[0].join("pip");
+        (done, package)
+    };
+    let inode = |package: &Path| package.join("__init__.py").metadata().unwrap().ino();
+    let (first, package) = made().await;
+    let (second, other) = made().await;
+    assert_eq!(inode(&package), inode(&other), "the files are shared");
+
+    // It removes itself from one environment, and works in the other and in the next.
+    let pip = |done: &Done, words: &[&str]| {
+        let pip = done.env.folder.as_ref().unwrap().join("bin/pip");
+        Command::new(pip).args(words).output().unwrap()
+    };
+    let removed = pip(&first, &["uninstall", "-y", "pip"]);
+    assert!(removed.status.success() && !package.exists(), "{removed:?}");
+    // A kept file that a crash has cut off is not used.
+    let kept = std::fs::read_dir(home.path().join("pip")).unwrap();
+    for folder in kept.flatten() {
+        std::fs::remove_file(folder.path().join("pip/__main__.py")).unwrap();
+        std::fs::write(folder.path().join("pip/__main__.py"), "").unwrap();
+    }
+    let (third, _) = made().await;
+    for done in [&second, &third] {
+        let shown = pip(done, &["--version"]);
+        assert!(shown.status.success(), "{shown:?}");
+        assert!(done.env.has_pip());
+    }
+    let text = std::fs::read_to_string(third.env.site_packages[0].join("pip/__main__.py"));
+    assert!(!text.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_package_that_does_not_exist_is_named() {
     let bench = Bench::new();
     let error = bench
