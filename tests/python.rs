@@ -3,11 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed expectation ends the test")]
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use clearml_agent::console::Console;
+use clearml_agent::python::choice::choose;
 use clearml_agent::python::install::Code;
 use clearml_agent::python::settings::{Installer, SkipVenv};
 use clearml_agent::python::tools::Kind;
@@ -581,6 +583,43 @@ async fn a_python_that_is_not_there_is_replaced_and_said() {
         said.contains("Note: the task asks for Python 3.99, which is not on this machine"),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn the_nearest_python_stands_in() {
+    let mut bench = Bench::new();
+    let folder = bench.dir.path().join("bin");
+    std::fs::create_dir(&folder).unwrap();
+    let (python, _) = choose("", &bench.settings).await.unwrap();
+    // They only say that they are of another version.
+    for (name, minor) in [
+        ("python3", 90),
+        ("python3.28", 28),
+        ("python3.31", 31),
+        ("python3.33", 33),
+    ] {
+        let script = format!(
+            "#!/bin/sh\n'{}' \"$@\" | /bin/sed 's/^3\\.[0-9]*\\.[0-9]*$/3.{minor}.0/'\n",
+            python.executable.display()
+        );
+        let path = folder.join(name);
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let home = bench.dir.path().to_owned();
+    let env = &mut bench.settings.environment;
+    env.insert("PATH".into(), folder.display().to_string());
+    env.insert("PYENV_ROOT".into(), "/nowhere".into());
+    bench.settings.home = Some(home);
+    for (asked, used) in [
+        ("python3.30", "3.31"),
+        ("python3.29", "3.28"),
+        ("python3.99", "3.90"),
+    ] {
+        let (found, note) = choose(asked, &bench.settings).await.unwrap();
+        assert_eq!(found.minor_version(), used, "{asked}");
+        assert!(note.unwrap().contains("which is not on this machine"));
+    }
 }
 
 #[tokio::test]
