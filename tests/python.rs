@@ -3,11 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed expectation ends the test")]
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use clearml_agent::console::Console;
+use clearml_agent::python::choice::choose;
 use clearml_agent::python::install::Code;
 use clearml_agent::python::settings::{Installer, SkipVenv};
 use clearml_agent::python::tools::Kind;
@@ -225,6 +227,45 @@ async fn the_environment_is_a_real_one_with_pip_inside() {
 }
 
 #[tokio::test]
+async fn pip_is_unpacked_once_and_each_environment_can_change_its_own() {
+    use std::os::unix::fs::MetadataExt as _;
+    let home = tempfile::tempdir().unwrap();
+    let made = async || {
+        let mut bench = Bench::new();
+        bench.settings.cache = home.path().to_owned();
+        let done = bench.runs("", json!({})).await;
+        let package = done.env.site_packages[0].join("pip");
+        (done, package)
+    };
+    let inode = |package: &Path| package.join("__init__.py").metadata().unwrap().ino();
+    let (first, package) = made().await;
+    let (second, other) = made().await;
+    assert_eq!(inode(&package), inode(&other), "the files are shared");
+
+    // It removes itself from one environment, and works in the other and in the next.
+    let pip = |done: &Done, words: &[&str]| {
+        let pip = done.env.folder.as_ref().unwrap().join("bin/pip");
+        Command::new(pip).args(words).output().unwrap()
+    };
+    let removed = pip(&first, &["uninstall", "-y", "pip"]);
+    assert!(removed.status.success() && !package.exists(), "{removed:?}");
+    // A kept file that a crash has cut off is not used.
+    let kept = std::fs::read_dir(home.path().join("pip")).unwrap();
+    for folder in kept.flatten() {
+        std::fs::remove_file(folder.path().join("pip/__main__.py")).unwrap();
+        std::fs::write(folder.path().join("pip/__main__.py"), "").unwrap();
+    }
+    let (third, _) = made().await;
+    for done in [&second, &third] {
+        let shown = pip(done, &["--version"]);
+        assert!(shown.status.success(), "{shown:?}");
+        assert!(done.env.has_pip());
+    }
+    let text = std::fs::read_to_string(third.env.site_packages[0].join("pip/__main__.py"));
+    assert!(!text.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_package_that_does_not_exist_is_named() {
     let bench = Bench::new();
     let error = bench
@@ -393,6 +434,20 @@ async fn pip_stands_in_where_uv_cannot_be_had_and_its_errors_are_understood() {
     assert!(said.contains("127.0.0.1:9"), "{said}");
 }
 
+#[tokio::test]
+async fn an_extra_index_that_does_not_answer_is_passed_over() {
+    let mut bench = Bench::new();
+    // Its attempts are not what is tested.
+    for (name, value) in [("UV_HTTP_RETRIES", "0"), ("PIP_RETRIES", "0")] {
+        bench.settings.environment.insert(name.into(), value.into());
+    }
+    let list = "--extra-index-url http://127.0.0.1:9/simple\nsix==1.16.0\n";
+    let done = bench.runs("", json!({ "pip": list })).await;
+    assert_eq!(done.recorded()["pip"], json!(["six==1.16.0"]));
+    let said = bench.said();
+    assert!(said.contains("installing with pip"), "{said}");
+}
+
 fn path_without_uv(env: &Variables) -> String {
     let folders = std::env::split_paths(&env["PATH"]).filter(|folder| !folder.join("uv").exists());
     std::env::join_paths(folders)
@@ -447,8 +502,9 @@ async fn index_passwords_are_in_no_line_and_in_no_argument() {
     bench.settings = Settings::from_lookup(&|key| config.get(key).cloned(), &env).unwrap();
     bench.settings.cache = cache;
     bench.settings.uv_program = uv;
-    let error = bench.fails(json!({"pip": "six"})).await;
-    let words = format!("{error} {}", bench.said());
+    // uv fails on the dead index, pip passes over it: both name it.
+    let done = bench.runs("", json!({"pip": "six"})).await;
+    let words = format!("{:?} {}", done.installed, bench.said());
     assert!(words.contains("127.0.0.1:9"), "{words}");
     assert!(!words.contains("s3cr3tpw"), "{words}");
 }
@@ -527,6 +583,43 @@ async fn a_python_that_is_not_there_is_replaced_and_said() {
         said.contains("Note: the task asks for Python 3.99, which is not on this machine"),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn the_nearest_python_stands_in() {
+    let mut bench = Bench::new();
+    let folder = bench.dir.path().join("bin");
+    std::fs::create_dir(&folder).unwrap();
+    let (python, _) = choose("", &bench.settings).await.unwrap();
+    // They only say that they are of another version.
+    for (name, minor) in [
+        ("python3", 90),
+        ("python3.28", 28),
+        ("python3.31", 31),
+        ("python3.33", 33),
+    ] {
+        let script = format!(
+            "#!/bin/sh\n'{}' \"$@\" | /bin/sed 's/^3\\.[0-9]*\\.[0-9]*$/3.{minor}.0/'\n",
+            python.executable.display()
+        );
+        let path = folder.join(name);
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let home = bench.dir.path().to_owned();
+    let env = &mut bench.settings.environment;
+    env.insert("PATH".into(), folder.display().to_string());
+    env.insert("PYENV_ROOT".into(), "/nowhere".into());
+    bench.settings.home = Some(home);
+    for (asked, used) in [
+        ("python3.30", "3.31"),
+        ("python3.29", "3.28"),
+        ("python3.99", "3.90"),
+    ] {
+        let (found, note) = choose(asked, &bench.settings).await.unwrap();
+        assert_eq!(found.minor_version(), used, "{asked}");
+        assert!(note.unwrap().contains("which is not on this machine"));
+    }
 }
 
 #[tokio::test]

@@ -739,6 +739,25 @@ fn recorded_scripts_are_written_as_they_are() {
         fs::read_to_string(sources.root.join("train.py")).unwrap(),
         "print('recorded')\n"
     );
+    // Where it was recorded: what lies beside it is imported by it.
+    repo.write("notebooks/helper.py", "");
+    std::os::unix::fs::symlink("/tmp", repo.folder.join("out")).unwrap();
+    repo.commit("more");
+    for (entry_point, written) in [
+        ("notebooks/new.py --x", "notebooks/new.py"),
+        ("out/new.py", "new.py"),
+        ("gone/new.py", "new.py"),
+    ] {
+        let sources = host
+            .fetch(&Script {
+                entry_point: entry_point.into(),
+                ..recorded.clone()
+            })
+            .unwrap();
+        let text = fs::read_to_string(sources.root.join(written));
+        assert_eq!(text.unwrap(), "print('recorded')\n", "{entry_point}");
+        assert!(sources.entry_point.starts_with(written), "{entry_point}");
+    }
     let note = Script {
         diff: "# WARNING! git diff too large to store, clear this section\n# x\n".into(),
         ..script(&repo.url())

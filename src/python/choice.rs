@@ -19,6 +19,12 @@ pub struct Wish {
 }
 
 impl Wish {
+    /// Major and minor version, where both are asked for.
+    fn asked(&self) -> Option<(u32, u32)> {
+        let version = self.version?;
+        Some((version.major, version.minor?))
+    }
+
     fn words(&self) -> String {
         match (&self.version, &self.program) {
             (Some(version), _) => format!("Python {version}"),
@@ -90,7 +96,7 @@ pub struct Seen {
 /// stand in for it.
 pub fn order(wish: &Wish, seen: &Seen) -> Vec<PathBuf> {
     let mut order: Vec<PathBuf> = seen.named.iter().cloned().collect();
-    let asked = wish.version.and_then(|v| Some((v.major, v.minor?)));
+    let asked = wish.asked();
     let mut others: Vec<(u32, PathBuf)> = Vec::new();
     for (path, version) in &seen.versioned {
         let minor = version.minor.unwrap_or_default();
@@ -98,11 +104,7 @@ pub fn order(wish: &Wish, seen: &Seen) -> Vec<PathBuf> {
             Some((major, asked)) if version.major == major && minor == asked => {
                 order.push(path.clone());
             }
-            // The same distance: rather the newer one.
-            Some((_, asked)) => others.push((
-                asked.abs_diff(minor) * 2 + u32::from(minor < asked),
-                path.clone(),
-            )),
+            Some(_) => others.push((distance(asked, version.major, minor), path.clone())),
             None => others.push((u32::MAX - minor, path.clone())),
         }
     }
@@ -116,6 +118,16 @@ pub fn order(wish: &Wish, seen: &Seen) -> Vec<PathBuf> {
         new
     });
     order
+}
+
+/// How far a version is from the one asked for; of two as far, the newer is nearer.
+fn distance(asked: Option<(u32, u32)>, major: u32, minor: u32) -> u32 {
+    match asked {
+        Some((same, asked)) if same == major => {
+            asked.abs_diff(minor) * 2 + u32::from(minor < asked)
+        }
+        _ => u32::MAX,
+    }
 }
 
 /// Looks at PATH, pyenv's versions and uv's own interpreters.
@@ -245,12 +257,16 @@ pub async fn choose(
 ) -> Result<(Interpreter, Option<String>), PythonError> {
     let wish = wish(binary, settings);
     let seen = look(&wish, settings);
-    let mut stand_in: Option<(Interpreter, usize)> = None;
+    let distance_of =
+        |found: &Interpreter| distance(wish.asked(), found.version.0, found.version.1);
+    let mut stand_in: Option<Interpreter> = None;
     let mut tried: Vec<String> = Vec::new();
-    let candidates = order(&wish, &seen);
-    for (place, path) in candidates.iter().enumerate() {
-        // What stands behind it is further off, and its version is known by its name.
-        if stand_in.is_some() && !could_match(&wish, path, &seen) {
+    for path in &order(&wish, &seen) {
+        // By its name it is no nearer than the one that is there already.
+        if let Some(other) = &stand_in
+            && !could_match(&wish, path, &seen)
+            && distance_by_name(&wish, path, &seen) >= distance_of(other)
+        {
             continue;
         }
         match probe(path, &settings.environment).await {
@@ -269,13 +285,18 @@ pub async fn choose(
                     path.display(),
                     found.full_version()
                 ));
-                stand_in.get_or_insert((found, place));
+                if stand_in
+                    .as_ref()
+                    .is_none_or(|other| distance_of(&found) < distance_of(other))
+                {
+                    stand_in = Some(found);
+                }
             }
             Err(reason) => tried.push(format!("{}: {reason}", path.display())),
         }
     }
     match stand_in {
-        Some((found, _)) => {
+        Some(found) => {
             let note = stand_in_note(&wish, &found);
             Ok((found, Some(note)))
         }
@@ -298,6 +319,17 @@ fn could_match(wish: &Wish, path: &Path, seen: &Seen) -> bool {
         }
         _ => true,
     }
+}
+
+fn distance_by_name(wish: &Wish, path: &Path, seen: &Seen) -> u32 {
+    let known = seen.versioned.iter().find(|(p, _)| p == path);
+    known.map_or(u32::MAX, |(_, version)| {
+        distance(
+            wish.asked(),
+            version.major,
+            version.minor.unwrap_or_default(),
+        )
+    })
 }
 
 fn stand_in_note(wish: &Wish, found: &Interpreter) -> String {

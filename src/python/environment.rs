@@ -75,12 +75,13 @@ pub async fn create(
         .join(interpreter.library_folder())
         .join("site-packages");
     if interpreter.implementation == "cpython" {
-        let (made, folder, wanted) = (
+        let (made, folder, wanted, kept) = (
             interpreter.clone(),
             folder.to_owned(),
             settings.system_site_packages,
+            settings.cache.join("pip"),
         );
-        tokio::task::spawn_blocking(move || make(&made, &folder, wanted))
+        tokio::task::spawn_blocking(move || make(&made, &folder, wanted, &kept))
             .await
             .map_err(|e| failed(e.to_string()))?
             .map_err(|e| failed(e.to_string()))?;
@@ -129,7 +130,12 @@ async fn make_with_venv(
     })
 }
 
-fn make(interpreter: &Interpreter, folder: &Path, system_site_packages: bool) -> io::Result<()> {
+fn make(
+    interpreter: &Interpreter,
+    folder: &Path,
+    system_site_packages: bool,
+    kept: &Path,
+) -> io::Result<()> {
     let base = &interpreter.base_executable;
     let home = base.parent().unwrap_or(Path::new("/"));
     let library = folder.join(interpreter.library_folder());
@@ -158,7 +164,7 @@ fn make(interpreter: &Interpreter, folder: &Path, system_site_packages: bool) ->
     )?;
     std::fs::write(bin.join("activate"), activation(folder))?;
     if let Some(wheel) = bundled_pip(interpreter) {
-        unpack_pip(&wheel, &site_packages, &bin, interpreter)?;
+        unpack_pip(&wheel, kept, &site_packages, &bin, interpreter)?;
     }
     Ok(())
 }
@@ -194,11 +200,21 @@ fn bundled_pip(interpreter: &Interpreter) -> Option<PathBuf> {
         })
 }
 
-/// Installs the wheel as pip would, so that pip can upgrade or remove itself.
-fn unpack_pip(wheel: &Path, site: &Path, bin: &Path, interpreter: &Interpreter) -> io::Result<()> {
-    let file = io::BufReader::with_capacity(1 << 16, std::fs::File::open(wheel)?);
-    let mut archive = zip::ZipArchive::new(file).map_err(io::Error::other)?;
-    let mut record: Option<PathBuf> = None;
+/// Installs the wheel as pip would, so that pip can upgrade or remove itself. Its hundreds of files
+/// are written once and kept below `kept`; every further environment gets hard links to them. pip
+/// and uv never write into an installed file, they put another in its place.
+fn unpack_pip(
+    wheel: &Path,
+    kept: &Path,
+    site: &Path,
+    bin: &Path,
+    interpreter: &Interpreter,
+) -> io::Result<()> {
+    let kept = kept.join(kept_name(wheel)?);
+    // In memory, where looking up one entry after another costs nothing.
+    let bytes = io::Cursor::new(std::fs::read(wheel)?);
+    let mut archive = zip::ZipArchive::new(bytes).map_err(io::Error::other)?;
+    let mut record: Option<(PathBuf, String)> = None;
     let mut made: Option<PathBuf> = None;
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).map_err(io::Error::other)?;
@@ -215,12 +231,17 @@ fn unpack_pip(wheel: &Path, site: &Path, bin: &Path, interpreter: &Interpreter) 
             std::fs::create_dir_all(folder)?;
             made = Some(folder.to_owned());
         }
-        io::copy(&mut entry, &mut std::fs::File::create(&path)?)?;
         if name.ends_with("RECORD") {
-            record = Some(path);
+            record = Some((path, io::read_to_string(entry)?));
+            continue;
+        }
+        let kept = kept.join(&name);
+        if !link_kept(&kept, &path, entry.size()) {
+            io::copy(&mut entry, &mut std::fs::File::create(&path)?)?;
+            keep(&path, &kept);
         }
     }
-    let Some(record) = record else {
+    let Some((record, mut lines)) = record else {
         return Err(io::Error::other(format!(
             "{} has no RECORD",
             wheel.display()
@@ -233,7 +254,6 @@ fn unpack_pip(wheel: &Path, site: &Path, bin: &Path, interpreter: &Interpreter) 
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
-    let mut lines = std::fs::read_to_string(&record)?;
     lines.push_str(&format!("{info_name}/INSTALLER,,\n"));
     let python = bin.join("python");
     for name in [
@@ -247,6 +267,32 @@ fn unpack_pip(wheel: &Path, site: &Path, bin: &Path, interpreter: &Interpreter) 
         lines.push_str(&format!("../../../bin/{name},,\n"));
     }
     std::fs::write(&record, lines)
+}
+
+/// Tells this wheel from another of the same name: distributions change theirs.
+fn kept_name(wheel: &Path) -> io::Result<String> {
+    let meta = std::fs::metadata(wheel)?;
+    let changed = meta.modified()?.duration_since(std::time::UNIX_EPOCH);
+    let stem = wheel.file_stem().unwrap_or_default().to_string_lossy();
+    let seconds = changed.unwrap_or_default().as_secs();
+    Ok(format!("{stem}-{}-{seconds}", meta.len()))
+}
+
+/// Whether `path` could be made a link to the kept file. One of another length was cut off by a
+/// crash of the machine.
+fn link_kept(kept: &Path, path: &Path, length: u64) -> bool {
+    std::fs::metadata(kept).is_ok_and(|meta| meta.len() == length)
+        && std::fs::hard_link(kept, path).is_ok()
+}
+
+/// Keeps a file that is whole. Where that is not possible (another disk, no room) the next
+/// environment is as slow as this one.
+fn keep(path: &Path, kept: &Path) {
+    let _ = std::fs::remove_file(kept);
+    if let Some(folder) = kept.parent() {
+        let _ = std::fs::create_dir_all(folder);
+    }
+    let _ = std::fs::hard_link(path, kept);
 }
 
 /// The console script of pip. A first line `#!PATH` is limited in length and can hold no blank,

@@ -94,10 +94,16 @@ impl std::fmt::Display for InstallFailure {
             Cause::Build(name) => write!(f, "{name} could not be built")?,
             Cause::Network => f.write_str("a download failed")?,
             Cause::DiskFull => f.write_str("no space is left on the disk")?,
-            Cause::Other => match self.code {
-                Some(code) => write!(f, "{} ended with exit code {code}", self.tool)?,
-                None => write!(f, "{} was killed by a signal", self.tool)?,
-            },
+            Cause::Other => {
+                match self.code {
+                    Some(code) => write!(f, "{} ended with exit code {code}", self.tool)?,
+                    None => write!(f, "{} was killed by a signal", self.tool)?,
+                }
+                // The status has room for one line only: the tool's own words on it.
+                for word in self.last_lines.iter().filter_map(|line| error_of(line)) {
+                    write!(f, ": {word}")?;
+                }
+            }
         }
         if !self.last_lines.is_empty() {
             write!(f, "\nThe last lines of {}:", self.tool)?;
@@ -125,6 +131,15 @@ impl std::fmt::Display for InstallFailure {
         };
         write!(f, "\n{next}")
     }
+}
+
+/// What a tool's line says of an error or its cause, if it does.
+fn error_of(line: &str) -> Option<&str> {
+    let line = line.trim();
+    let said = ["error: ", "ERROR: ", "cause: "]
+        .iter()
+        .find_map(|word| line.strip_prefix(word));
+    said.map(str::trim)
 }
 
 fn pattern(text: &str) -> Regex {
@@ -166,6 +181,8 @@ pub fn classify(lines: &[String]) -> Cause {
                 ),
                 Cause::NoSuchPackage,
             ),
+            // pip's last attempt: what it finds nowhere then may be just there.
+            (pattern(r"(Retrying \(Retry\(total=0)"), |_| Cause::Network),
             (
                 pattern(r"satisfies the requirement (\S+).*?\(from versions: none\)"),
                 Cause::NoSuchPackage,
@@ -232,6 +249,12 @@ mod tests {
                 Cause::NoSuchPackage("nope>1".into()),
             ),
             (
+                "WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by \
+                 'NewConnectionError'\nERROR: Could not find a version that satisfies the \
+                 requirement six (from versions: none)",
+                Cause::Network,
+            ),
+            (
                 "ERROR: Could not find a version that satisfies the requirement six==99.0 (from \
                  versions: 0.9.0, 1.17.0)",
                 Cause::NoSuchVersion("six==99.0".into()),
@@ -279,6 +302,28 @@ mod tests {
              The last lines of uv:\n    error: x\n\
              Check the spelling; for a package of your own index set \
              agent.package_manager.extra_index_url."
+        );
+    }
+
+    #[test]
+    fn what_is_not_understood_is_quoted() {
+        let failure = InstallFailure {
+            tool: "uv",
+            code: Some(1),
+            cause: Cause::Other,
+            last_lines: vec![
+                "Resolved 1 package".into(),
+                "error: Failed to download `x`".into(),
+                "  cause: Hash mismatch for `x`".into(),
+            ],
+        };
+        let text = PythonError::Install(failure).to_string();
+        let first = text.lines().next().unwrap();
+        assert!(
+            first.ends_with(
+                "uv ended with exit code 1: Failed to download `x`: Hash mismatch for `x`"
+            ),
+            "{first}"
         );
     }
 }

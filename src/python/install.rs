@@ -73,17 +73,17 @@ pub async fn install(
     }
 
     let requested = list.names();
-    let mut run = Run {
-        python,
-        env,
-        settings,
-        console,
-        stop,
-        folder: tempfile::tempdir().map_err(io_failed)?,
-        files: 0,
-    };
     let mut whole = list.clone();
     if list.has_packages() {
+        let mut run = Run {
+            python,
+            env,
+            settings,
+            console,
+            stop,
+            folder: tempfile::tempdir().map_err(io_failed)?,
+            files: 0,
+        };
         let installer = run.installer(tools).await?;
         if matches!(installer, With::Uv(_)) && env.kind == Kind::Own && !env.has_pip() {
             // The interpreter comes without its pip wheel, and scripts call `python -m pip`.
@@ -268,18 +268,14 @@ impl Run<'_> {
 
     async fn install(&mut self, with: &With, list: &List) -> Result<(), PythonError> {
         let file = self.write(&list.file())?;
-        let tool = match with {
+        let mut tool = match with {
             With::Uv(_) => "uv",
             With::Pip => "pip",
         };
         self.console.say(format!("Installing packages with {tool}"));
         let mut finished = match with {
             With::Uv(uv) => self.uv(uv, &file, None).await?,
-            With::Pip => {
-                let mut args = self.pip_flags();
-                args.extend(["-r".into(), file.to_string_lossy().into_owned()]);
-                self.pip(&args).await?
-            }
+            With::Pip => self.pip_list(&file).await?,
         };
         let pins = list.pins();
         if let With::Uv(uv) = with
@@ -293,6 +289,18 @@ impl Run<'_> {
             );
             let overrides = self.write(&pins)?;
             finished = self.uv(uv, &file, Some(&overrides)).await?;
+        }
+        if let With::Uv(_) = with
+            && !finished.succeeded()
+            && classify(&finished.last_lines) == Cause::Network
+            && (list.names_an_extra_index() || !self.settings.indexes.extra_urls.is_empty())
+            && self.env.has_pip()
+        {
+            self.console.say(
+                "Note: uv takes nothing where one of the package indexes does not answer; pip \
+                 passes over an extra index: installing with pip.",
+            );
+            (tool, finished) = ("pip", self.pip_list(&file).await?);
         }
         if finished.succeeded() {
             return Ok(());
@@ -361,6 +369,12 @@ impl Run<'_> {
             );
         }
         self.call(uv.program.clone(), args, told).await
+    }
+
+    async fn pip_list(&self, file: &Path) -> Result<Finished, PythonError> {
+        let mut args = self.pip_flags();
+        args.extend(["-r".into(), file.to_string_lossy().into_owned()]);
+        self.pip(&args).await
     }
 
     async fn pip(&self, args: &[String]) -> Result<Finished, PythonError> {

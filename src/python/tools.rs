@@ -122,7 +122,7 @@ pub async fn find_tools(
         && script
             .requirements
             .text("pip")
-            .is_some_and(|t| !t.trim().is_empty());
+            .is_some_and(|text| has_lines(&text));
     let look_for_uv = async {
         if !lists_packages || settings.installer == Installer::Pip {
             return None;
@@ -140,6 +140,12 @@ pub async fn find_tools(
         Some(Err(reason)) => tools.uv_missing = Some(reason),
     }
     Ok(tools)
+}
+
+/// Whether a list is more than remarks.
+fn has_lines(list: &str) -> bool {
+    let mut lines = list.lines().map(str::trim);
+    lines.any(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
 async fn interpreter(
@@ -187,6 +193,17 @@ mod tests {
             "binary": binary, "repository": repository, "requirements": {"pip": packages},
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn a_list_of_remarks_needs_no_installer() {
+        for (list, expected) in [
+            ("", false),
+            ("# Python 3.11\n\n  # clearml\n", false),
+            ("# Python 3.11\nsix == 1.16.0\n", true),
+        ] {
+            assert_eq!(has_lines(list), expected, "{list}");
+        }
     }
 
     #[test]

@@ -139,7 +139,10 @@ fn compute(root: &Path, patches: &[&FilePatch], matching: Matching) -> Result<Ou
                     Some(state) => state,
                     None => read(root, old)?,
                 };
-                Some(state.ok_or_else(|| ApplyError::Missing { file: old.clone() })?)
+                if state.is_none() && !(patch.only_adds() && patch.old == patch.new) {
+                    return Err(ApplyError::Missing { file: old.clone() });
+                }
+                state
             }
         };
         if let Some(new) = patch.new.as_deref().filter(|_| patch.old != patch.new) {

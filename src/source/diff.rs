@@ -74,6 +74,13 @@ impl FilePatch {
             .unwrap_or_default()
     }
 
+    /// Whether lines are added to a file of which the diff holds nothing. It may be one that is not
+    /// there yet: so `clearml-task` has `clearml` added to the `requirements.txt` of any repository.
+    pub(super) fn only_adds(&self) -> bool {
+        let added = |hunk: &Hunk| hunk.lines.iter().all(|line| line.kind == Kind::Added);
+        matches!(&self.body, Body::Hunks(hunks) if !hunks.is_empty() && hunks.iter().all(added))
+    }
+
     /// The change that takes this one back.
     pub(super) fn reversed(&self) -> FilePatch {
         let body = match &self.body {
@@ -269,6 +276,10 @@ impl<'t> Reader<'t> {
             old = Some(before);
             new = Some(after);
         }
+        // A submodule at its own commit but with edited files has no line that tells the mode.
+        if old_mode.is_none() && new_mode.is_none() && is_pointer(&body) {
+            old_mode = Some(Mode::Submodule);
+        }
         Ok(FilePatch {
             old: old.filter(|_| !created),
             new: new.filter(|_| !deleted),
@@ -413,6 +424,15 @@ impl<'t> Reader<'t> {
             problem: problem.to_owned(),
         })
     }
+}
+
+/// Whether the lines are those that stand for a submodule.
+fn is_pointer(body: &Body) -> bool {
+    let Body::Hunks(hunks) = body else {
+        return false;
+    };
+    let mut lines = hunks.iter().flat_map(|hunk| &hunk.lines).peekable();
+    lines.peek().is_some() && lines.all(|line| line.text.starts_with("Subproject commit "))
 }
 
 /// `\ No newline at end of file` speaks of the line before it.

@@ -139,7 +139,8 @@ pub fn fetch(
         kind: Kind::Checkout,
     };
     if changes == Changes::Script {
-        let file = ScriptFile::of(script, &sources.entry_point, &working_dir);
+        let has_folder = |folder: &str| is_folder_of(&sources.root, &sources.working_dir, folder);
+        let file = ScriptFile::of(script, &sources.entry_point, &working_dir, &has_folder);
         file.write(&sources.working_dir, &script.diff)?;
         console.say(format!(
             "Script {} written as it is recorded in the task",
@@ -170,7 +171,7 @@ fn recorded_script(
 ) -> Result<Sources, SourceError> {
     let root = absolute(&request.work_dir)?.join("code");
     fs::create_dir_all(&root).map_err(SourceError::io("creating", &root))?;
-    let file = ScriptFile::of(&request.script, entry_point, working_dir);
+    let file = ScriptFile::of(&request.script, entry_point, working_dir, &|_| false);
     file.write(&root, &request.script.diff)?;
     if !working_dir.is_empty() {
         console.say(format!(
@@ -190,6 +191,15 @@ fn recorded_script(
     })
 }
 
+/// Whether `folder` in `working_dir` is one of the checkout; links may lead out of it.
+fn is_folder_of(root: &Path, working_dir: &Path, folder: &str) -> bool {
+    let real = |path: &Path| fs::canonicalize(path).ok().filter(|path| path.is_dir());
+    match (real(&working_dir.join(folder)), real(root)) {
+        (Some(folder), Some(root)) => folder.starts_with(root),
+        _ => false,
+    }
+}
+
 fn apply_changes(root: &Path, text: &str, console: &Console) -> Result<(), SourceError> {
     let patches = diff::parse(text)?;
     let applied = apply::apply(root, &patches)?;
@@ -203,8 +213,8 @@ fn apply_changes(root: &Path, text: &str, console: &Console) -> Result<(), Sourc
     });
     for path in applied.submodules_not_moved {
         console.say(format!(
-            "Warning: the uncommitted changes move submodule {path} to another commit; it stays \
-             at the one that is committed"
+            "Warning: submodule {path} was changed (another commit, or edited files) and the task's \
+             diff does not hold how; it stays at the commit that is committed"
         ));
     }
     Ok(())

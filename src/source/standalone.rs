@@ -54,13 +54,20 @@ fn is_submodule_header(first: &str, second: &str) -> bool {
 /// The name of the file for a script's text, and the entry point that runs it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ScriptFile {
+    /// Relative to the working directory.
     pub(super) name: String,
     pub(super) entry_point: String,
 }
 
 impl ScriptFile {
-    /// `entry_point` and `working_dir` are the normalised ones.
-    pub(super) fn of(script: &Script, entry_point: &str, working_dir: &str) -> ScriptFile {
+    /// `entry_point` and `working_dir` are the normalised ones. `has_folder` tells whether a folder
+    /// is in the working directory: a script of a repository imports what lies beside it.
+    pub(super) fn of(
+        script: &Script,
+        entry_point: &str,
+        working_dir: &str,
+        has_folder: &dyn Fn(&str) -> bool,
+    ) -> ScriptFile {
         let shell = matches!(
             script.binary.rsplit('/').next().unwrap_or_default().trim(),
             "bash" | "zsh" | "sh"
@@ -85,7 +92,10 @@ impl ScriptFile {
         }
         match first_word(entry_point) {
             Some((word, arguments)) if is_script(&word) => {
-                let mut name = base(&word);
+                let mut name = match word.rsplit_once('/') {
+                    Some((folder, _)) if has_folder(folder) => word,
+                    _ => base(&word),
+                };
                 // Python text under a notebook's name runs as what it is.
                 if let Some(stem) = name.strip_suffix(".ipynb")
                     && !script.diff.trim_start().starts_with('{')
@@ -171,6 +181,8 @@ mod tests {
             ("", "", "/bin/bash", "untitled.sh", "untitled.sh"),
             ("a/b/c.py", "", "", "c.py", "c.py"),
             ("a/c.py --x 'y z'", "", "", "c.py", "c.py --x 'y z'"),
+            ("here/c.py", "", "", "here/c.py", "here/c.py"),
+            ("here/nb.ipynb", "", "", "here/nb.py", "here/nb.py"),
             ("'my file.py' -v", "", "", "my file.py", "'my file.py' -v"),
             ("my file.py", "", "", "my file.py", "my file.py"),
             ("nb.ipynb", "", "", "nb.py", "nb.py"),
@@ -184,7 +196,7 @@ mod tests {
                 diff: "print(1)".into(),
                 ..Script::default()
             };
-            let found = ScriptFile::of(&script, entry, dir);
+            let found = ScriptFile::of(&script, entry, dir, &|folder| folder == "here");
             assert_eq!(
                 (found.name.as_str(), found.entry_point.as_str()),
                 (name, run),

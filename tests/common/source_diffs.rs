@@ -343,6 +343,45 @@ fn changes_in_submodules_apply_there() {
 }
 
 #[test]
+fn a_submodule_with_edits_that_are_not_in_the_diff_is_pointed_out() {
+    let inner = TestRepo::new();
+    let outer = base();
+    outer.git(&["submodule", "--quiet", "add", &inner.url(), "lib/inner"]);
+    outer.commit("with submodule");
+    outer.write("lib/inner/train.py", "print('changed')\n");
+    outer.write("train.py", "import lib\n");
+    let diff = outer.git(&["diff", "HEAD"]);
+    assert!(diff.contains("-dirty"), "{diff}");
+    let host = Host::new();
+    let sources = applied(&host, &outer, &diff).unwrap();
+    assert_says(&host.said(), &["Warning", "submodule lib/inner"]);
+    let text = fs::read_to_string(sources.root.join("train.py")).unwrap();
+    assert_eq!(text, "import lib\n");
+}
+
+#[test]
+fn what_clearml_task_adds_to_a_repository_applies() {
+    let (repo, host) = (base(), Host::new());
+    // No `new file mode`: clearml-task cannot know whether the repository has one.
+    let diff = "diff --git a/requirements.txt b/requirements.txt\n--- a/requirements.txt\n\
+                +++ b/requirements.txt\n@@ -0,0 +1,1 @@\n+clearml\n\
+                diff --git a/train.py b/train.py\n--- a/train.py\n+++ b/train.py\n\
+                @@ -0,0 +1,4 @@\n+try: from allegroai import Task\n\
+                +except ImportError: from clearml import Task\n\
+                +(__name__ != \"__main__\") or Task.init()\n+\n";
+    let sources = applied(&host, &repo, diff).unwrap();
+    let read = |name: &str| fs::read_to_string(sources.root.join(name)).unwrap();
+    assert_eq!(read("requirements.txt"), "clearml\n");
+    assert!(read("train.py").ends_with("Task.init()\n\nprint('training')\n"));
+
+    repo.write("requirements.txt", "six\n");
+    repo.commit("with requirements");
+    let sources = applied(&host, &repo, diff).unwrap();
+    let text = fs::read_to_string(sources.root.join("requirements.txt")).unwrap();
+    assert_eq!(text, "clearml\nsix\n");
+}
+
+#[test]
 fn what_does_not_fit_changes_nothing_and_is_named() {
     let repo = base();
     repo.write("train.py", "print('changed')\n");

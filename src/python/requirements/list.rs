@@ -44,6 +44,12 @@ impl List {
         self.lines.iter().any(|l| !matches!(l, Line::Setting(_)))
     }
 
+    /// Whether it adds a package index to the usual one.
+    pub fn names_an_extra_index(&self) -> bool {
+        let extra = |l: &Line| matches!(l, Line::Setting(s) if s.starts_with("--extra-index-url"));
+        self.lines.iter().any(extra)
+    }
+
     /// The text of a requirements file.
     pub fn file(&self) -> String {
         let mut text = String::new();
