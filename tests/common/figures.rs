@@ -1,4 +1,5 @@
 //! What became of numbered lines on their way to a server.
+#![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used)]
 
 /// What arrived of numbered lines: how often each came, and whether they came in order, repetitions
