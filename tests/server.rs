@@ -212,6 +212,8 @@ fn what_was_answered_is_kept_through_kill_9_and_the_credentials_too() {
     let first = Served::start(data.path());
     let id = first.api.create("kept", script("print(1)\n"));
     first.api.enqueue(&id);
+    let event = json!({"type": "log", "task": id, "msg": "acknowledged"});
+    first.api.call("events.add_batch", event);
     let before = first.api.task(&id);
     let keys = first.api.secret_key.clone();
     drop(first);
@@ -219,6 +221,7 @@ fn what_was_answered_is_kept_through_kill_9_and_the_credentials_too() {
     let second = Served::start(data.path());
     assert_eq!(second.api.secret_key, keys);
     assert_eq!(second.api.task(&id), before);
+    assert_eq!(second.api.log(&id), "acknowledged\n");
     let queues = second.api.call("queues.get_all", json!({}));
     assert_eq!(queues["queues"][0]["entries"][0]["task"], id);
 }

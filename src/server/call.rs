@@ -12,8 +12,6 @@ use super::store::Transaction;
 pub enum Access {
     Read,
     Write,
-    /// Writes what need not be on disk at once.
-    Report,
 }
 
 /// A row of the endpoint table.

@@ -18,7 +18,7 @@ use super::call::{Access, Call, Endpoint, Request};
 use super::document::Document;
 use super::files::FileStore;
 use super::refusal::Refusal;
-use super::store::{Haste, Store};
+use super::store::Store;
 use super::{API_VERSION, events, models, new_id, organization, projects, queues, tasks, workers};
 
 /// What the server works on.
@@ -171,8 +171,7 @@ async fn call(
             };
             match endpoint.access {
                 Access::Read => app.store.read(step),
-                Access::Write => app.store.write(Haste::Now, step),
-                Access::Report => app.store.write(Haste::Soon, step),
+                Access::Write => app.store.write(step),
             }
         };
         tokio::task::spawn_blocking(run)

@@ -44,7 +44,7 @@ use auth::Keys;
 use files::FileStore;
 use http::App;
 use refusal::Refusal;
-use store::{Haste, Store};
+use store::Store;
 
 /// The version of the API that is served, and of the real server that serves it so.
 const API_VERSION: &str = "2.31";
@@ -150,9 +150,7 @@ pub async fn start(options: ServerOptions) -> anyhow::Result<RunningServer> {
         }
     };
     let files = FileStore::open(folder).context("cannot make the folder for files")?;
-    store.write(Haste::Now, |transaction| {
-        queues::make_default(transaction, Timestamp::now())
-    })?;
+    store.write(|transaction| queues::make_default(transaction, Timestamp::now()))?;
 
     let credentials = keys.pair.clone();
     let app = Arc::new(App { store, keys, files });
@@ -188,40 +186,30 @@ fn reachable(ip: IpAddr) -> IpAddr {
     }
 }
 
-const FLUSH_EVERY: Duration = Duration::from_secs(1);
 const WATCHDOG_EVERY: Duration = Duration::from_secs(60);
 
-/// Brings reports to disk, stops dead tasks, forgets old figures; the last time when told to stop.
+/// Stops dead tasks and forgets old figures until told to stop.
 async fn upkeep(app: Arc<App>, stop: CancellationToken) {
-    let mut flush = tokio::time::interval(FLUSH_EVERY);
     let mut watchdog = tokio::time::interval(WATCHDOG_EVERY);
     loop {
-        let watch = tokio::select! {
-            () = stop.cancelled() => break,
-            _ = flush.tick() => false,
-            _ = watchdog.tick() => true,
-        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = watchdog.tick() => {}
+        }
         let app = app.clone();
         let step = move || -> Result<(), Refusal> {
-            if watch {
-                let now = Timestamp::now();
-                for task in tasks::watchdog::stop_dead_tasks(&app.store, now)? {
-                    tracing::info!(%task, "stopped: nothing was heard of it for two hours");
-                }
-                let oldest = (now - workers::STATS_KEPT).as_millisecond();
-                app.store
-                    .write(Haste::Soon, |t| t.forget_stats_before(oldest))?;
+            let now = Timestamp::now();
+            for task in tasks::watchdog::stop_dead_tasks(&app.store, now)? {
+                tracing::info!(%task, "stopped: nothing was heard of it for two hours");
             }
-            app.store.flush()
+            let oldest = (now - workers::STATS_KEPT).as_millisecond();
+            app.store.write(|t| t.forget_stats_before(oldest))
         };
         match tokio::task::spawn_blocking(step).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "upkeep of the database"),
             Err(error) => tracing::error!(%error, "upkeep of the database"),
         }
-    }
-    if let Err(error) = app.store.flush() {
-        tracing::error!(%error, "the last reports may be lost");
     }
 }
 

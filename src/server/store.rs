@@ -3,12 +3,11 @@
 
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use redb::backends::InMemoryBackend;
 use redb::{
-    Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
-    WriteTransaction,
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 use serde_json::Value;
 
@@ -55,22 +54,10 @@ impl Kind {
     }
 }
 
-/// How soon a change must be on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Haste {
-    /// Before the call is answered.
-    Now,
-    /// With the next change that must be, or the next [`Store::flush`]: events and reports, which
-    /// come often and of which a second's worth may be lost with the machine's power.
-    Soon,
-}
-
 pub struct Store {
     database: Database,
     /// Tells events of the same millisecond apart, in the order of their arrival.
     sequence: AtomicU64,
-    /// Whether something was written with [`Haste::Soon`] since the last flush.
-    unsaved: AtomicBool,
 }
 
 /// One transaction. Writing through a reading one is an error of the endpoint table.
@@ -118,7 +105,6 @@ impl Store {
         Ok(Store {
             database,
             sequence: AtomicU64::new(u64::try_from(start).unwrap_or(0)),
-            unsaved: AtomicBool::new(false),
         })
     }
 
@@ -131,19 +117,13 @@ impl Store {
         ))
     }
 
-    /// Keeps what `step` wrote if it succeeds, and nothing of it if not.
+    /// Keeps what `step` wrote if it succeeds, and nothing of it if not. When this returns it is on
+    /// disk: a caller who was told that the server has it may forget it.
     pub fn write<T>(
         &self,
-        haste: Haste,
         step: impl FnOnce(&Transaction<'_>) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
-        let mut transaction = self.database.begin_write().map_err(failed)?;
-        if haste == Haste::Soon {
-            transaction
-                .set_durability(Durability::None)
-                .map_err(failed)?;
-            self.unsaved.store(true, Ordering::Relaxed);
-        }
+        let transaction = self.database.begin_write().map_err(failed)?;
         let transaction = Transaction::Writing(Box::new(transaction), self);
         // An early return drops the transaction, which undoes it.
         let result = step(&transaction)?;
@@ -151,14 +131,6 @@ impl Store {
             transaction.commit().map_err(failed)?;
         }
         Ok(result)
-    }
-
-    /// Brings to disk what was written with [`Haste::Soon`].
-    pub fn flush(&self) -> Result<(), Refusal> {
-        if self.unsaved.swap(false, Ordering::Relaxed) {
-            self.write(Haste::Now, |_| Ok(()))?;
-        }
-        Ok(())
     }
 }
 

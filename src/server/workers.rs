@@ -10,14 +10,9 @@ use super::store::{Kind, Transaction};
 use super::{COMPANY, COMPANY_NAME, USER_ID, USER_NAME};
 
 pub const ENDPOINTS: &[Endpoint] = &[
-    endpoint("workers.register", "2.4", Access::Report, register),
-    endpoint("workers.unregister", "2.4", Access::Report, unregister),
-    endpoint(
-        "workers.status_report",
-        "2.4",
-        Access::Report,
-        status_report,
-    ),
+    endpoint("workers.register", "2.4", Access::Write, register),
+    endpoint("workers.unregister", "2.4", Access::Write, unregister),
+    endpoint("workers.status_report", "2.4", Access::Write, status_report),
     endpoint("workers.get_all", "2.4", Access::Read, get_all),
     endpoint("workers.get_count", "2.16", Access::Read, get_count),
     endpoint("workers.get_stats", "2.4", Access::Read, get_stats),

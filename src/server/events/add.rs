@@ -14,8 +14,8 @@ use super::{kind, log_key, value_key};
 use crate::task::Status;
 
 pub const ENDPOINTS: &[Endpoint] = &[
-    endpoint("events.add", "1.0", Access::Report, add),
-    endpoint("events.add_batch", "1.0", Access::Report, add_batch),
+    endpoint("events.add", "1.0", Access::Write, add),
+    endpoint("events.add_batch", "1.0", Access::Write, add_batch),
     endpoint(
         "events.delete_for_task",
         "1.0",

@@ -21,7 +21,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         Access::Write,
         set_requirements,
     ),
-    endpoint("tasks.ping", "1.0", Access::Report, ping),
+    endpoint("tasks.ping", "1.0", Access::Write, ping),
 ];
 
 /// Embedded documents, which are merged one level deep. Whatever else is an object is a plain map

@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::super::document::{self, text};
 use super::super::refusal::Refusal;
 use super::super::state::{Change, status_of};
-use super::super::store::{Haste, Kind, Store};
+use super::super::store::{Kind, Store};
 use crate::task::Status;
 
 /// A running task of which nothing was heard for longer is taken for dead.
@@ -23,7 +23,7 @@ pub fn stop_dead_tasks(store: &Store, now: Timestamp) -> Result<Vec<String>, Ref
     if suspects == 0 {
         return Ok(Vec::new());
     }
-    store.write(Haste::Now, |transaction| {
+    store.write(|transaction| {
         let mut stopped = Vec::new();
         for mut task in transaction.all(Kind::Tasks)? {
             if !is_dead(&task) {
