@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use clap::builder::styling::Styles;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::server::ServerArgs;
 use crate::server::demo::DemoArgs;
@@ -21,6 +22,20 @@ pub struct Cli {
     pub global: GlobalArgs,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Refuses what the definition alone lets through: options that a command has no use for.
+    pub fn check(self) -> Result<Cli, clap::Error> {
+        let unused = matches!(self.command, Command::Server(_) | Command::Demo(_));
+        if unused && self.global.config_file.is_some() {
+            return Err(Cli::command().error(
+                ErrorKind::ArgumentConflict,
+                "--config-file is for `execute` and `sync`: this command reads no configuration",
+            ));
+        }
+        Ok(self)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -190,7 +205,6 @@ fn task_id(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     fn execute(words: &[&str]) -> Result<ExecuteArgs, clap::Error> {
         let argv = ["clearml-agent", "execute", "--id", "t1"]
@@ -271,6 +285,19 @@ mod tests {
         for unclear in ["--git", "--log", "--c"] {
             assert!(execute(&[unclear, "x"]).is_err(), "{unclear}");
         }
+    }
+
+    #[test]
+    fn a_configuration_file_is_for_those_who_read_one() {
+        let check = |words: &[&str]| {
+            let cli =
+                Cli::try_parse_from(["clearml-agent", "--config-file", "x"].iter().chain(words));
+            cli.and_then(Cli::check)
+        };
+        assert!(check(&["execute", "--id", "t1"]).is_ok());
+        assert!(check(&["sync"]).is_ok());
+        assert!(check(&["server"]).is_err());
+        assert!(check(&["demo"]).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use clearml_agent::cli::{Cli, Command};
 use clearml_agent::{execute, logging, server, sync};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse().check().unwrap_or_else(|error| error.exit());
     logging::start(cli.global.debug);
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,

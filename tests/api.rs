@@ -14,11 +14,23 @@ use clearml_agent::api::{
     workers,
 };
 use clearml_agent::console::Console;
-use clearml_agent::execute::claim::{Mode, Refused, claim};
+use clearml_agent::execute::claim::{self, Claimed, Mode, Refused};
 use clearml_agent::secret::Secret;
 use clearml_agent::task::{Requirements, Status};
 use recorded::Recorded;
 use serde_json::{Value, json};
+
+/// Looks the task up and takes it.
+async fn claim(
+    session: &Session,
+    id: &str,
+    mode: Mode,
+    worker: &str,
+    console: &Console,
+) -> Result<Claimed, Refused> {
+    let task = claim::fetch(session, id).await?;
+    claim::claim(session, task, mode, worker, console).await
+}
 
 const NOTE: StatusNote<'_> = StatusNote {
     reason: "worker execution done",

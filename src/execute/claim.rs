@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::api::tasks::{self, StatusNote};
+use crate::api::tasks::{self, FinalStatus, StatusNote};
 use crate::api::{ApiError, Session, queues};
 use crate::console::Console;
 use crate::task::{Status, Task};
@@ -51,16 +51,27 @@ pub enum Refused {
     Api(#[from] ApiError),
 }
 
-/// Takes the task `id`; says what it did on `console`.
+/// What was done to the task before it was started.
+enum TakenFrom {
+    Nowhere,
+    /// Its entry was removed; its status is still `queued`.
+    Queue(String),
+    QueueAndSetInProgress,
+}
+
+/// Takes `task`; says what it did on `console`.
+///
+/// Not to be abandoned: half taken, nobody would run it.
 pub async fn claim(
     session: &Session,
-    id: &str,
+    mut task: Task,
     mode: Mode,
     worker: &str,
     console: &Console,
 ) -> Result<Claimed, Refused> {
-    let mut task = fetch(session, id).await?;
-    let mut taken_from = None;
+    let id = task.id.clone();
+    let id = id.as_str();
+    let mut taken_from = TakenFrom::Nowhere;
     match mode {
         Mode::Clone => {
             let copy = tasks::clone(session, &task).await?;
@@ -70,7 +81,7 @@ pub async fn claim(
         Mode::FromQueue => {
             let queue = take_from_queue(session, &task).await?;
             console.say(format!("Took task {id} out of queue {queue}"));
-            taken_from = Some(queue);
+            taken_from = TakenFrom::Queue(queue);
         }
         Mode::Any => match task.status {
             Status::Published | Status::Publishing => {
@@ -81,6 +92,7 @@ pub async fn claim(
             }
             Status::Queued => {
                 tasks::dequeue(session, id).await?;
+                taken_from = TakenFrom::QueueAndSetInProgress;
                 console.say(format!("Took task {id} out of its queue"));
             }
             Status::InProgress => console.say(format!(
@@ -98,8 +110,18 @@ pub async fn claim(
         message: &message,
     };
     if let Err(error) = tasks::started(session, &task.id, note, true).await {
-        if let Some(queue) = taken_from {
-            put_back(session, &queue, id).await;
+        match taken_from {
+            TakenFrom::Queue(queue) => put_back(session, &queue, id).await,
+            TakenFrom::QueueAndSetInProgress => {
+                let note = StatusNote {
+                    reason: "the agent could not start it",
+                    message: &message,
+                };
+                if let Err(error) = tasks::finish(session, id, FinalStatus::Stopped, note).await {
+                    tracing::debug!(%error, "not stopped");
+                }
+            }
+            TakenFrom::Nowhere => {}
         }
         return Err(error.into());
     }
@@ -122,7 +144,8 @@ pub fn changed_by(worker: &str) -> String {
     format!("Changed by clearml-agent {worker}")
 }
 
-async fn fetch(session: &Session, id: &str) -> Result<Task, Refused> {
+/// The task as the server has it.
+pub async fn fetch(session: &Session, id: &str) -> Result<Task, Refused> {
     tasks::get_by_id(session, id)
         .await?
         .ok_or_else(|| Refused::NoSuchTask {

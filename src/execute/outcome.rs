@@ -66,7 +66,9 @@ pub mod exit {
     /// For a call that could not be made before there was a task to end.
     pub fn for_api(error: &ApiError) -> u8 {
         match error {
-            ApiError::Unauthorized { .. } => NOT_ALLOWED,
+            // What it understood and refused, it refuses again.
+            ApiError::Unauthorized { .. } | ApiError::Refused { code: 403, .. } => NOT_ALLOWED,
+            ApiError::Refused { .. } => TASK,
             ApiError::Setup { .. } | ApiError::NotAnApiServer { .. } => CONFIG,
             _ => NO_SERVER,
         }

@@ -25,6 +25,9 @@ use crate::task::Task;
 /// How long the script has to end after it was asked to.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// A server that takes longer is worth a word.
+const SILENCE: Duration = Duration::from_secs(2);
+
 /// Why no script was started and no task was touched (or the claim itself could not be finished).
 #[derive(Debug, thiserror::Error)]
 enum NotRun {
@@ -108,12 +111,28 @@ async fn take(
     stop: &Stop,
     console: &Console,
 ) -> Result<(Session, Claimed), NotRun> {
-    let session = tokio::select! {
-        session = Session::login(&settings.endpoint) => session.map_err(NotRun::Login)?,
-        cause = stop.requested() => return Err(interrupted(&cause)),
+    let asking = async {
+        let session = Session::login(&settings.endpoint)
+            .await
+            .map_err(NotRun::Login)?;
+        let task = claim::fetch(&session, &settings.task).await?;
+        Ok((session, task))
     };
+    let patience = async {
+        tokio::time::sleep(SILENCE).await;
+        console.say(format!(
+            "Waiting for the API server {}",
+            settings.endpoint.api_server
+        ));
+        std::future::pending().await
+    };
+    let (session, task) = tokio::select! {
+        asked = asking => asked,
+        never = patience => never,
+        cause = stop.requested() => Err(interrupted(&cause)),
+    }?;
     let worker = &settings.endpoint.worker;
-    let claimed = claim::claim(&session, &settings.task, settings.mode, worker, console).await?;
+    let claimed = claim::claim(&session, task, settings.mode, worker, console).await?;
     Ok((session, claimed))
 }
 

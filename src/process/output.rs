@@ -4,12 +4,11 @@ use std::future::Future as _;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, Interest, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::unix::pipe;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// What the job prints, stdout and stderr in the order of printing, as soon as it is printed.
@@ -19,11 +18,19 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 /// too, at the first moment with nothing to read.
 #[derive(Debug)]
 pub struct OutputPipe {
-    pipe: Arc<OwnedFd>,
+    pipe: Pipe,
+    over: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+#[derive(Debug)]
+enum Pipe {
+    /// Nobody waits: what is printed is read when it is asked for.
+    Quiet(OwnedFd),
     /// Only while there is nothing to read: the system tells who waits of every single write, and a
     /// job that prints line after line would keep the agent as busy as itself.
-    waiting: Option<AsyncFd<Arc<OwnedFd>>>,
-    over: Pin<Box<WaitForCancellationFutureOwned>>,
+    Waiting(pipe::Receiver),
+    /// After an error.
+    Gone,
 }
 
 impl OutputPipe {
@@ -33,10 +40,39 @@ impl OutputPipe {
         let _ = rustix::pipe::fcntl_setpipe_size(&reader, 1 << 20);
         rustix::io::ioctl_fionbio(&reader, true)?;
         Ok(Self {
-            pipe: Arc::new(reader.into()),
-            waiting: None,
+            pipe: Pipe::Quiet(reader.into()),
             over: Box::pin(over.cancelled_owned()),
         })
+    }
+}
+
+impl Pipe {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            match std::mem::replace(self, Pipe::Gone) {
+                Pipe::Quiet(fd) => match rustix::io::read(&fd, buf.initialize_unfilled()) {
+                    Ok(read) => {
+                        *self = Pipe::Quiet(fd);
+                        buf.advance(read);
+                        return Poll::Ready(Ok(()));
+                    }
+                    Err(Errno::INTR) => *self = Pipe::Quiet(fd),
+                    Err(Errno::WOULDBLOCK) => {
+                        *self = Pipe::Waiting(pipe::Receiver::from_owned_fd(fd)?);
+                    }
+                    Err(error) => return Poll::Ready(Err(error.into())),
+                },
+                Pipe::Waiting(mut receiver) => {
+                    if let Poll::Ready(result) = Pin::new(&mut receiver).poll_read(cx, buf) {
+                        *self = Pipe::Quiet(receiver.into_nonblocking_fd()?);
+                        return Poll::Ready(result);
+                    }
+                    *self = Pipe::Waiting(receiver);
+                    return Poll::Pending;
+                }
+                Pipe::Gone => return Poll::Ready(Ok(())),
+            }
+        }
     }
 }
 
@@ -47,28 +83,21 @@ impl AsyncRead for OutputPipe {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            // Asked first: what was printed before the job was over is in the pipe by then.
-            let is_over = self.over.as_mut().poll(cx).is_ready();
-            match rustix::io::read(&self.pipe, buf.initialize_unfilled()) {
-                Ok(read) => {
-                    self.waiting = None;
-                    buf.advance(read);
-                    return Poll::Ready(Ok(()));
-                }
-                // Nothing read, nothing filled: that is the end.
-                Err(Errno::WOULDBLOCK) if is_over => return Poll::Ready(Ok(())),
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+        if let Poll::Ready(result) = self.pipe.poll_read(cx, buf) {
+            return Poll::Ready(result);
+        }
+        if self.over.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        // "Pending" may also mean that tokio has not yet seen that there is something to read: only
+        // the pipe itself knows. Nothing read, nothing filled: that is the end.
+        if let Pipe::Waiting(receiver) = &self.pipe {
+            match rustix::io::read(receiver, buf.initialize_unfilled()) {
+                Ok(read) => buf.advance(read),
+                Err(Errno::WOULDBLOCK) => {}
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
-            if self.waiting.is_none() {
-                let pipe = self.pipe.clone();
-                self.waiting = Some(AsyncFd::register_with_interest(pipe, Interest::READABLE)?);
-            }
-            if let Some(waiting) = &self.waiting {
-                let mut readable = ready!(waiting.poll_read_ready(cx))?;
-                readable.clear_ready();
-            }
         }
+        Poll::Ready(Ok(()))
     }
 }
