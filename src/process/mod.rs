@@ -7,9 +7,18 @@
 //!
 //! The journal reads the output; who stops a job, and why, is decided elsewhere.
 
+pub mod cgroup;
+pub mod death;
+pub mod disks;
 mod job;
+pub mod job_group;
+pub mod kernel_log;
+pub mod last_words;
 mod leftovers;
+pub mod memory;
 mod output;
+pub mod signal;
+pub mod usage;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
