@@ -257,7 +257,8 @@ fn text_of(value: &Value) -> Option<String> {
     }
 }
 
-fn bool_of(text: &str) -> Option<bool> {
+/// A boolean in the words that the Python agent takes.
+pub fn bool_of(text: &str) -> Option<bool> {
     match text.trim().to_lowercase().as_str() {
         "1" | "true" | "yes" | "on" | "t" | "y" => Some(true),
         "0" | "false" | "no" | "off" | "f" | "n" => Some(false),

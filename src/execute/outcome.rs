@@ -23,6 +23,21 @@ pub enum StopCause {
     Signal(i32),
     /// The server: an abort, a reset, or the task is gone.
     Server { what: String },
+    /// `--timeout`, in seconds.
+    Timeout { after: u64 },
+}
+
+/// As part of a sentence.
+impl std::fmt::Display for StopCause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StopCause::Signal(signal) => write!(f, "the agent received {}", signal_name(*signal)),
+            StopCause::Server { what } => f.write_str(what),
+            StopCause::Timeout { after } => {
+                write!(f, "the run took longer than its --timeout of {after} s")
+            }
+        }
+    }
 }
 
 /// Where a run that failed was.
@@ -62,6 +77,9 @@ pub mod exit {
     pub const NOT_ALLOWED: u8 = 77;
     /// The configuration is missing or wrong.
     pub const CONFIG: u8 = 78;
+
+    /// The run was stopped after `--timeout`: timeout(1)'s code.
+    pub const TIMEOUT: u8 = 124;
 
     /// For a call that could not be made before there was a task to end.
     pub fn for_api(error: &ApiError) -> u8 {
@@ -112,21 +130,29 @@ impl Outcome {
                     exit_code: for_signal(*signal),
                 }
             }
-            Outcome::Stopped(StopCause::Signal(signal)) => {
-                let name = signal_name(*signal);
+            Outcome::Stopped(cause) => {
+                let (status, reason, exit_code) = match cause {
+                    StopCause::Signal(signal) => {
+                        (FinalStatus::Stopped, cause.to_string(), for_signal(*signal))
+                    }
+                    StopCause::Server { what } => (
+                        FinalStatus::Stopped,
+                        format!("user abort: {what}"),
+                        for_signal(SIGTERM),
+                    ),
+                    StopCause::Timeout { .. } => (
+                        FinalStatus::Failed,
+                        format!("timeout: {cause}"),
+                        exit::TIMEOUT,
+                    ),
+                };
                 Verdict {
-                    status: FinalStatus::Stopped,
-                    reason: format!("the agent received {name}"),
-                    last_line: format!("Process stopped: the agent received {name}"),
-                    exit_code: for_signal(*signal),
+                    status,
+                    reason,
+                    last_line: format!("Process stopped: {cause}"),
+                    exit_code,
                 }
             }
-            Outcome::Stopped(StopCause::Server { what }) => Verdict {
-                status: FinalStatus::Stopped,
-                reason: format!("user abort: {what}"),
-                last_line: format!("Process stopped: {what}"),
-                exit_code: for_signal(SIGTERM),
-            },
             Outcome::Failed { stage, cause } => Verdict {
                 status: FinalStatus::Failed,
                 reason: format!("{}: {}", stage.words(), one_line(cause)),
@@ -188,6 +214,16 @@ pub fn signal_name(signal: i32) -> String {
         other => return format!("signal {other}"),
     };
     format!("SIG{name}")
+}
+
+/// The number of a signal by its name (`TERM`, `SIGTERM`, any case) or its number.
+pub fn signal_number(text: &str) -> Option<i32> {
+    let text = text.trim().to_uppercase();
+    if let Ok(number) = text.parse() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let name = format!("SIG{}", text.strip_prefix("SIG").unwrap_or(&text));
+    (1..=31).find(|number| signal_name(*number) == name)
 }
 
 /// The server shows the reason on one line; the log has the whole text. A tool's output, which errors
@@ -258,6 +294,12 @@ mod tests {
                 143,
             ),
             (
+                Outcome::Stopped(StopCause::Timeout { after: 7 }),
+                Failed,
+                "timeout: the run took longer than its --timeout of 7 s",
+                exit::TIMEOUT,
+            ),
+            (
                 Outcome::Failed {
                     stage: Stage::Checkout,
                     cause: "no branch x\nThe last lines of git:\n    fatal\nnearest: y".into(),
@@ -270,6 +312,20 @@ mod tests {
             let verdict = outcome.verdict();
             assert_eq!((verdict.status, verdict.reason.as_str()), (status, reason));
             assert_eq!(verdict.exit_code, exit_code, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn signals_go_by_name_and_number() {
+        for (text, number) in [
+            ("TERM", Some(15)),
+            ("sigusr1", Some(10)),
+            (" 2 ", Some(2)),
+            ("SIGNAL", None),
+            ("0", None),
+            ("", None),
+        ] {
+            assert_eq!(signal_number(text), number, "{text}");
         }
     }
 
