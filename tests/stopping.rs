@@ -98,24 +98,48 @@ fn kill_9_of_the_agent_takes_the_job_with_it() {
     eventually("the job is gone", || !lives(&pid));
 }
 
+/// A package whose build ends with the tool that runs it.
+struct Endless(tempfile::TempDir);
+
+impl Endless {
+    fn new() -> Endless {
+        let package = tempfile::tempdir().expect("a folder for the package");
+        let build = "import os, time\ntool = os.getppid()\nopen('new', 'w').write(str(tool))\n\
+                     os.rename('new', 'tool')\nwhile os.getppid() == tool: time.sleep(0.05)\n";
+        let build = format!(
+            "import os\nos.chdir('{}')\n{build}",
+            package.path().display()
+        );
+        std::fs::write(package.path().join("setup.py"), build).expect("its setup.py");
+        Endless(package)
+    }
+
+    fn task(&self) -> serde_json::Value {
+        let mut task = script("print('never')\n");
+        let package = format!("endless @ file://{}", self.0.path().display());
+        task["requirements"] = json!({ "pip": package });
+        task
+    }
+
+    /// Waits for the build; the process id of the tool that runs it.
+    fn tool(&self) -> String {
+        let tool = self.0.path().join("tool");
+        eventually("the package is being built", || tool.exists());
+        std::fs::read_to_string(tool).expect("what the build wrote")
+    }
+}
+
 #[test]
 fn a_stop_during_the_set_up_leaves_nothing_in_progress() {
     let world = World::new();
-    // A package whose build never ends.
-    let package = tempfile::tempdir().unwrap();
-    std::fs::write(
-        package.path().join("setup.py"),
-        "import time\ntime.sleep(1000)\n",
-    )
-    .unwrap();
-    let mut task = script("print('never')\n");
-    task["requirements"] = json!({"pip": format!("endless @ file://{}", package.path().display())});
-    let id = world.api.create("slow set-up", task);
-    let mut running = world.start_execute(&id, &[]);
-    running.line_with("Installing packages");
+    let package = Endless::new();
+    let id = world.api.create("slow set-up", package.task());
+    let running = world.start_execute(&id, &[]);
+    let tool = package.tool();
     running.signal("TERM");
     let ended = running.wait().exits(143);
     assert!(!ended.stdout.contains("never"));
+    assert!(!lives(&tool));
     assert_eq!(world.api.status(&id), "stopped");
 }
 
@@ -330,4 +354,17 @@ fn a_stop_while_the_code_is_fetched_ends_at_once() {
     running.wait().exits(143);
     assert_eq!(world.api.status(&id), "stopped");
     assert_eq!(world.api.reason(&id), "the agent received SIGTERM");
+}
+
+#[test]
+fn kill_9_of_the_agent_ends_the_installation() {
+    let world = World::new();
+    let package = Endless::new();
+    let id = world.api.create("killed set-up", package.task());
+    let running = world.start_execute(&id, &[]);
+    let tool = package.tool();
+    assert!(lives(&tool));
+    running.signal("KILL");
+    let _ = running.wait();
+    eventually("the installation is over", || !lives(&tool));
 }

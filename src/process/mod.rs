@@ -14,6 +14,7 @@ mod output;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub(crate) use job::die_with_the_agent;
 pub use job::{Job, spawn};
 pub use output::OutputPipe;
 
