@@ -2,6 +2,7 @@
 //! the log, the agent's exit code.
 
 use crate::api::tasks::FinalStatus;
+use crate::mask::{Mask, Masked};
 
 /// Every way in which a claimed task can end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,37 +99,37 @@ pub mod exit {
 pub struct Verdict {
     pub status: FinalStatus,
     /// The task's `status_reason`: one line.
-    pub reason: String,
+    pub reason: Masked,
     /// The last line of the log.
-    pub last_line: String,
+    pub last_line: Masked,
     pub exit_code: u8,
 }
 
 impl Outcome {
     /// Status words are the Python agent's where it has them (`worker execution done`,
     /// `worker execution exit code N`, negative for signals).
-    pub fn verdict(&self) -> Verdict {
-        match self {
-            Outcome::Exited { code: 0 } => Verdict {
-                status: FinalStatus::Completed,
-                reason: "worker execution done".into(),
-                last_line: "Process completed successfully".into(),
-                exit_code: 0,
-            },
-            Outcome::Exited { code } => Verdict {
-                status: FinalStatus::Failed,
-                reason: format!("worker execution exit code {code}"),
-                last_line: format!("Process failed, exit code {code}"),
-                exit_code: u8::try_from(*code).unwrap_or(u8::MAX),
-            },
+    pub fn verdict(&self, mask: &Mask) -> Verdict {
+        let (status, reason, last_line, exit_code) = match self {
+            Outcome::Exited { code: 0 } => (
+                FinalStatus::Completed,
+                "worker execution done".into(),
+                "Process completed successfully".into(),
+                0,
+            ),
+            Outcome::Exited { code } => (
+                FinalStatus::Failed,
+                format!("worker execution exit code {code}"),
+                format!("Process failed, exit code {code}"),
+                u8::try_from(*code).unwrap_or(u8::MAX),
+            ),
             Outcome::Signalled { signal } => {
                 let name = signal_name(*signal);
-                Verdict {
-                    status: FinalStatus::Failed,
-                    reason: format!("worker execution exit code -{signal} (killed by {name})"),
-                    last_line: format!("Process failed, killed by {name}"),
-                    exit_code: for_signal(*signal),
-                }
+                (
+                    FinalStatus::Failed,
+                    format!("worker execution exit code -{signal} (killed by {name})"),
+                    format!("Process failed, killed by {name}"),
+                    for_signal(*signal),
+                )
             }
             Outcome::Stopped(cause) => {
                 let (status, reason, exit_code) = match cause {
@@ -146,19 +147,25 @@ impl Outcome {
                         exit::TIMEOUT,
                     ),
                 };
-                Verdict {
+                (
                     status,
                     reason,
-                    last_line: format!("Process stopped: {cause}"),
+                    format!("Process stopped: {cause}"),
                     exit_code,
-                }
+                )
             }
-            Outcome::Failed { stage, cause } => Verdict {
-                status: FinalStatus::Failed,
-                reason: format!("{}: {}", stage.words(), one_line(cause)),
-                last_line: format!("{}: {cause}", stage.words()),
-                exit_code: stage.exit_code(),
-            },
+            Outcome::Failed { stage, cause } => (
+                FinalStatus::Failed,
+                format!("{}: {}", stage.words(), one_line(cause)),
+                format!("{}: {cause}", stage.words()),
+                stage.exit_code(),
+            ),
+        };
+        Verdict {
+            status,
+            reason: mask.mask(&reason),
+            last_line: mask.mask(&last_line),
+            exit_code,
         }
     }
 }
@@ -309,7 +316,7 @@ mod tests {
                 exit::NOT_FOUND,
             ),
         ] {
-            let verdict = outcome.verdict();
+            let verdict = outcome.verdict(&Mask::default());
             assert_eq!((verdict.status, verdict.reason.as_str()), (status, reason));
             assert_eq!(verdict.exit_code, exit_code, "{outcome:?}");
         }
@@ -335,8 +342,9 @@ mod tests {
             stage: Stage::Agent,
             cause: "é".repeat(2000),
         }
-        .verdict();
-        assert!(verdict.reason.ends_with("é…") && verdict.reason.chars().count() < 640);
-        assert!(verdict.last_line.chars().count() > 2000);
+        .verdict(&Mask::default());
+        let reason = verdict.reason.as_str();
+        assert!(reason.ends_with("é…") && reason.chars().count() < 640);
+        assert!(verdict.last_line.as_str().chars().count() > 2000);
     }
 }

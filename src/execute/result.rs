@@ -9,6 +9,7 @@ use super::outcome::{Outcome, Stage, StopCause};
 use super::timeline::Timeline;
 use crate::api::tasks::FinalStatus;
 use crate::journal::{Amount, Receipt};
+use crate::mask::Masked;
 
 /// Why a run ended as it did: what a scheduler decides on. Names stay; new ones may come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -79,7 +80,7 @@ pub struct RunResult<'a> {
     pub status: Option<FinalStatus>,
     pub reason: Reason,
     /// The reason in words, as in the task's status.
-    pub message: String,
+    pub message: Masked,
     /// The agent's own.
     pub exit_code: u8,
     /// How the script ended, where it was started and was not stopped.

@@ -21,6 +21,7 @@ use crate::api::{Session, workers};
 use crate::cli::{ExecuteArgs, GlobalArgs};
 use crate::console::Console;
 use crate::journal::{self, Journal, Receipt, Upload};
+use crate::mask::{Mask, Secrets};
 use crate::monitor;
 use crate::process;
 use crate::task::Task;
@@ -49,7 +50,7 @@ struct Ending {
 }
 
 /// `clearml-agent execute`; gives the exit code.
-pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables) -> u8 {
+pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask: &Mask) -> u8 {
     let timeline = Arc::new(Timeline::started());
     let result_file = match args.result.as_deref().map(ResultFile::at).transpose() {
         Ok(file) => file,
@@ -60,17 +61,17 @@ pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables) -> u
             return not_run.exit_code();
         }
     };
-    let ended = attempt(&args, &global, env, timeline.clone()).await;
+    let ended = attempt(&args, &global, env, mask, timeline.clone()).await;
     timeline.mark(Phase::Finished);
     let exit_code = match &ended {
         Ok(ending) => ending.verdict.exit_code,
         Err(not_run) => {
-            eprintln!("clearml-agent: {not_run}");
+            eprintln!("clearml-agent: {}", mask.mask(&not_run.to_string()));
             not_run.exit_code()
         }
     };
     if let Some(file) = result_file
-        && let Err(error) = file.write(&result(&args.id, &ended, exit_code, &timeline))
+        && let Err(error) = file.write(&result(&args.id, &ended, exit_code, &timeline, mask))
     {
         let path = file.path().display();
         eprintln!("clearml-agent: the result file {path} is not written: {error}");
@@ -83,6 +84,7 @@ fn result<'a>(
     ended: &Result<Ending, NotRun>,
     exit_code: u8,
     times: &'a Timeline,
+    mask: &Mask,
 ) -> RunResult<'a> {
     let (task, worker, status, reason, message, script, log) = match ended {
         Ok(ending) => (
@@ -99,7 +101,7 @@ fn result<'a>(
             None,
             None,
             not_run.reason(),
-            not_run.to_string(),
+            mask.mask(&not_run.to_string()),
             Script::default(),
             None,
         ),
@@ -122,12 +124,13 @@ async fn attempt(
     args: &ExecuteArgs,
     global: &GlobalArgs,
     env: Variables,
+    mask: &Mask,
     timeline: Arc<Timeline>,
 ) -> Result<Ending, NotRun> {
     let agent = |error: std::io::Error| NotRun::Agent(error.to_string());
     let stop = Stop::on_signals().map_err(agent)?;
     process::prepare_host();
-    let settings = settings::resolve(args, global, env)?;
+    let settings = settings::resolve(args, global, env, mask)?;
     if let Some(after) = settings.stop.timeout {
         let stop = stop.clone();
         tokio::spawn(async move {
@@ -147,8 +150,17 @@ async fn attempt(
         terminal: true,
         suppress_carriage_return: settings.suppress_carriage_return,
         setup_to_server: settings.monitoring == Monitoring::Full,
+        mask: mask.clone(),
     })?;
-    match take(&settings, &stop, &journal.console()).await {
+    let console = journal.console();
+    let too_short = mask.too_short();
+    if !too_short.is_empty() {
+        console.say(format!(
+            "Note: too short or too common to be hidden in the log: {}",
+            too_short.join(", ")
+        ));
+    }
+    match take(&settings, &stop, &console).await {
         Ok((session, claimed)) => {
             Ok(carry_out(claimed, settings, session, journal, stop, timeline).await)
         }
@@ -210,6 +222,9 @@ async fn carry_out(
 ) -> Ending {
     timeline.mark(Phase::Claimed);
     let session = Arc::new(session);
+    settings.mask.extend(|secrets| {
+        secrets_of(claimed.task(), settings.job.task_env, secrets);
+    });
     let worker = settings.endpoint.worker.clone();
     let run = Arc::new(Run {
         task: claimed.task().clone(),
@@ -256,11 +271,11 @@ async fn carry_out(
     if !matches!(outcome, Outcome::Exited { .. } | Outcome::Signalled { .. }) {
         journal.release_setup();
     }
-    let mut verdict = outcome.verdict();
+    let mut verdict = outcome.verdict(&run.settings.mask);
     if hides_exit_code(&run.settings, &outcome) {
         verdict.exit_code = 0;
     }
-    run.console.say(&verdict.last_line);
+    run.console.say(verdict.last_line.as_str());
     let receipt = journal.finish(run.settings.journal.drain).await;
     run.timeline.mark(Phase::LogSent);
     if monitoring != Monitoring::Off {
@@ -268,7 +283,7 @@ async fn carry_out(
     }
     let message = claim::changed_by(&worker);
     let note = StatusNote {
-        reason: &verdict.reason,
+        reason: verdict.reason.as_str(),
         message: &message,
     };
     match tasks::finish(&session, &id, verdict.status, note).await {
@@ -296,6 +311,22 @@ async fn carry_out(
         outcome,
         verdict,
         receipt,
+    }
+}
+
+/// What the task itself holds of secrets: passwords in its addresses, and variables that it sets.
+fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
+    if let Some(script) = &task.script {
+        secrets.add_urls("the task's repository", &script.repository);
+        for kind in ["pip", "org_pip", "conda"] {
+            if let Some(list) = script.requirements.text(kind) {
+                secrets.add_urls("the task's packages", &list);
+            }
+        }
+    }
+    if let Some(section) = task.hyperparams.get("Environment").filter(|_| task_env) {
+        let variables = section.iter().map(|(name, p)| (name, &p.value));
+        secrets.add_environment(variables, &[], &|path| std::path::Path::new(path).exists());
     }
 }
 

@@ -11,6 +11,7 @@ use super::outcome::{exit, signal_number};
 use crate::api::{Endpoint, Trust};
 use crate::cli::{ExecuteArgs, GlobalArgs, LogLevel};
 use crate::config::{self, Config, ConfigError, Lookup};
+use crate::mask::Mask;
 use crate::python;
 use crate::secret::Secret;
 use crate::source::GitCredentials;
@@ -37,6 +38,8 @@ pub struct Settings {
     /// `agent.resource_monitoring.disk_use_path`, or the home folder.
     pub disk: PathBuf,
     pub config: Config,
+    /// What is hidden wherever something leaves the agent.
+    pub mask: Mask,
 }
 
 impl Settings {
@@ -127,11 +130,12 @@ impl SettingsError {
     }
 }
 
-/// Reads the configuration and lays the command line over it.
+/// Reads the configuration and lays the command line over it; what is secret in it is added to `mask`.
 pub fn resolve(
     args: &ExecuteArgs,
     global: &GlobalArgs,
     env: Variables,
+    mask: &Mask,
 ) -> Result<Settings, SettingsError> {
     refuse_what_is_not_built(args)?;
     let home = env.get("HOME").filter(|h| !h.is_empty()).map(PathBuf::from);
@@ -140,6 +144,14 @@ pub fn resolve(
         env: &env,
         home: home.as_deref(),
     })?;
+    let mut secrets = Ok(());
+    mask.extend(|known| {
+        secrets = config.secrets_into(known);
+        if let Some(password) = &args.git_pass {
+            known.add("--git-pass", password);
+        }
+    });
+    secrets?;
     // What the script inherits, and with it every tool that is run for it.
     let mut inherited = env;
     inherited.extend(config.job_variables().clone());
@@ -198,6 +210,7 @@ pub fn resolve(
         },
         endpoint,
         config,
+        mask: mask.clone(),
     })
 }
 
