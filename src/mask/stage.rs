@@ -290,7 +290,8 @@ impl<R: Rules> Stage<R> {
             start = start.min(self.hidden[first].start);
             end = end.max(self.hidden[after - 1].end);
         }
-        self.hidden.splice(first..after, [start..end]);
+        self.hidden
+            .splice(first..after, std::iter::once(start..end));
     }
 
     fn give(&mut self, to: usize, out: &mut Vec<u8>) {

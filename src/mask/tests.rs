@@ -645,7 +645,7 @@ fn little_is_held_back_and_kept_whatever_comes() {
         b"Authorization: ".to_vec(),
         b"ghp_".to_vec(),
         TOKEN.as_bytes().to_vec(),
-        TOKEN[..13].as_bytes().to_vec(),
+        TOKEN.as_bytes()[..13].to_vec(),
         format!("sk-{}", letters(60)).into_bytes(),
         random_bytes,
     ] {
