@@ -5,6 +5,8 @@ pub mod cli;
 pub mod config;
 pub mod console;
 pub mod execute;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod journal;
 pub mod logging;
 pub mod mask;

@@ -258,6 +258,34 @@ impl Journal {
     }
 }
 
+/// For any input, in any division: the same text, all of it accounted for.
+#[cfg(fuzzing)]
+pub fn fuzz_lines(input: &[u8]) {
+    let Some((seed, rest)) = input.split_first() else {
+        return;
+    };
+    let most = usize::from(*seed >> 1) + 1;
+    let text_of = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let mut frames = frames::Frames::new(seed & 1 == 1);
+        let (mut text, mut amount) = (String::new(), Amount::default());
+        let mut out = |piece: &str, _: u64, part: Amount| {
+            text.push_str(piece);
+            amount.add(part);
+        };
+        for piece in pieces {
+            frames.push(0, piece, &mut out);
+        }
+        frames.finish(&mut out);
+        (text, amount)
+    };
+    let whole = text_of(&mut std::iter::once(rest));
+    assert_eq!(whole, text_of(&mut rest.chunks(most)));
+    assert_eq!(whole.1.bytes, rest.len() as u64);
+    if rest.iter().all(|b| matches!(b, b'\n' | 0x20..=0x7e)) {
+        assert_eq!(whole.0.as_bytes(), rest);
+    }
+}
+
 /// What became of a journal that is closed; removes it unless something of it is still to be sent.
 fn end_of(shared: &Shared) -> Receipt {
     let receipt = shared.receipt();
