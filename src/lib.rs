@@ -7,6 +7,7 @@ pub mod console;
 pub mod execute;
 pub mod journal;
 pub mod logging;
+pub mod mask;
 pub mod monitor;
 pub mod process;
 pub mod python;
