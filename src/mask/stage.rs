@@ -5,6 +5,7 @@
 //! The output depends on the input alone and not on how it is divided: a place is decided only when
 //! enough has come for it, and places are decided in their order.
 
+use std::fmt;
 use std::ops::Range;
 
 use super::MASK;
@@ -127,7 +128,6 @@ pub(super) fn is_separator(byte: u8) -> bool {
     )
 }
 
-#[derive(Debug)]
 pub(super) struct Stage<R> {
     pub rules: R,
     /// A little of what has been given out, to look back at, and all that has not.
@@ -144,6 +144,15 @@ pub(super) struct Stage<R> {
     masked: bool,
     /// At `decided` something is seen whose end has not come; else only a possible beginning of it.
     found: bool,
+}
+
+/// Without the text.
+impl<R: fmt::Debug> fmt::Debug for Stage<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stage")
+            .field("rules", &self.rules)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<R: Rules> Stage<R> {

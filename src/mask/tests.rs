@@ -356,3 +356,15 @@ fn ordinary_output_is_left_alone() {
         assert_eq!(masked(&line), line);
     }
 }
+
+#[test]
+fn debug_output_shows_no_secret() {
+    let mut masker = mask().masker();
+    masker.push(b"tok-5f3c", &mut Vec::new());
+    let text = format!("{masker:?}");
+    assert!(text.contains("SERVICE_TOKEN"), "{text}");
+    // As text, or as bytes.
+    for part in ["tok-", "[116, 111"] {
+        assert!(!text.contains(part), "{text}");
+    }
+}
