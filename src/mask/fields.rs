@@ -187,9 +187,10 @@ fn parameter(place: &Place<'_>, equals: usize) -> Verdict {
     }
     match place.text.get(value) {
         None => place.more(),
-        Some(byte) if Run::Parameter.contains(*byte) => {
-            Verdict::hide_run(place.text, value, value, Run::Parameter)
-        }
+        Some(byte) if Run::Parameter.contains(*byte) => Verdict::Hide {
+            range: value..value,
+            run: Some(Run::Parameter),
+        },
         Some(_) => Verdict::Nothing,
     }
 }
@@ -262,9 +263,12 @@ fn value(place: &Place<'_>, at: usize, least: usize) -> Verdict {
     let tells = |(at, b): (usize, &u8)| !b.is_ascii_lowercase() && (at > 0 || b.is_ascii_digit());
     let is_no_word = length >= 32 || value.iter().enumerate().any(tells);
     // What is secret of an address is found as such.
-    let is_address = value.windows(3).any(|part| part == b"://");
+    let is_address = value.starts_with(b"//") || value.windows(3).any(|part| part == b"://");
     if length >= least && is_no_word && !is_address {
-        return Verdict::hide_run(place.text, at, at, Run::Header);
+        return Verdict::Hide {
+            range: at..at,
+            run: Some(Run::Header),
+        };
     }
     Verdict::Nothing
 }
@@ -275,15 +279,18 @@ fn bearer(place: &Place<'_>, at: usize) -> Verdict {
     let is_word = place.at > 0 && matches!(place.text[place.at - 1], b'b' | b'B');
     let text = &place.text[at..];
     let text = &text[..text.len().min(LEAST)];
-    let length = Run::Header.length(text);
-    if !is_word || length < text.len() {
+    let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"-._~+/=".contains(b);
+    if !is_word || !text.iter().all(is_token) {
         return Verdict::Nothing;
     }
-    if length < LEAST {
+    if text.len() < LEAST {
         return place.more();
     }
     if text.iter().any(u8::is_ascii_digit) && text.iter().any(u8::is_ascii_alphabetic) {
-        return Verdict::hide_run(place.text, at, at, Run::Header);
+        return Verdict::Hide {
+            range: at..at,
+            run: Some(Run::Header),
+        };
     }
     Verdict::Nothing
 }

@@ -8,7 +8,8 @@
 //!
 //! Three passes, each over what the one before has left (`tokens`, `fields`, `urls`), all driven by one
 //! engine (`stage`). Whatever the input: its division into pieces changes nothing, memory is bounded,
-//! and what is masked once is not changed by masking it again.
+//! and what is masked once is not changed by masking it again (but for what was longer than the rules
+//! look, and is shorter for its masks).
 
 mod fields;
 mod forms;
@@ -19,6 +20,8 @@ mod stage;
 mod tokens;
 mod urls;
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;
 

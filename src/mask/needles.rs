@@ -1,5 +1,7 @@
 //! The known secrets in all their written forms, ready to be found.
 
+use std::fmt;
+
 use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, MatchKind};
 
 /// No form is shorter (`forms`): by so many bytes the search recognises it.
@@ -7,12 +9,19 @@ const START: usize = 6;
 /// More starts make a table that is not worth its memory.
 const MOST_IN_TABLE: usize = 5_000;
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Needles {
     /// In order, each once.
     needles: Vec<Vec<u8>>,
     /// Finds the first bytes of any of them. `None`: there are no needles.
     starts: Option<AhoCorasick>,
+}
+
+/// Without the needles.
+impl fmt::Debug for Needles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} needles", self.needles.len())
+    }
 }
 
 /// What stands at a place.

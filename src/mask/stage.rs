@@ -5,6 +5,7 @@
 //! The output depends on the input alone and not on how it is divided: a place is decided only when
 //! enough has come for it, and places are decided in their order.
 
+use std::fmt;
 use std::ops::Range;
 
 use super::MASK;
@@ -56,21 +57,11 @@ pub(super) enum Verdict {
     Nothing,
     /// Cannot be said before more bytes come. Rules must say this within bounds.
     More,
-    /// This is hidden, and what follows it without a gap as long as it belongs to `run`.
+    /// This is hidden, and of what follows it all that belongs to `run`.
     Hide {
         range: Range<usize>,
         run: Option<Run>,
     },
-}
-
-impl Verdict {
-    /// Hides from `from` to the end of the run that begins, or goes on, at `within`.
-    pub fn hide_run(text: &[u8], from: usize, within: usize, run: Run) -> Verdict {
-        Verdict::Hide {
-            range: from..within + run.length(&text[within..]),
-            run: Some(run),
-        }
-    }
 }
 
 /// What the characters of a token can be.
@@ -137,7 +128,6 @@ pub(super) fn is_separator(byte: u8) -> bool {
     )
 }
 
-#[derive(Debug)]
 pub(super) struct Stage<R> {
     pub rules: R,
     /// A little of what has been given out, to look back at, and all that has not.
@@ -154,6 +144,15 @@ pub(super) struct Stage<R> {
     masked: bool,
     /// At `decided` something is seen whose end has not come; else only a possible beginning of it.
     found: bool,
+}
+
+/// Without the text.
+impl<R: fmt::Debug> fmt::Debug for Stage<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stage")
+            .field("rules", &self.rules)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<R: Rules> Stage<R> {
@@ -210,6 +209,8 @@ impl<R: Rules> Stage<R> {
         // What each finder found last, and from where it has to search on.
         let mut next = [None; 2];
         let mut from = [self.decided; 2];
+        // Where the last run of each kind was.
+        let mut runs: Vec<(Run, Range<usize>)> = Vec::new();
         loop {
             let mut first: Option<(usize, usize)> = None;
             for finder in 0..R::FINDERS {
@@ -240,15 +241,27 @@ impl<R: Rules> Stage<R> {
                     return;
                 }
                 Verdict::Nothing => {}
-                Verdict::Hide { range, run } => {
-                    let end = range.end;
-                    self.hide(range);
-                    if let Some(run) = run
-                        && end == self.text.len()
-                        && !last
-                        && !self.open.contains(&(run, end))
-                    {
-                        self.open.push((run, end));
+                Verdict::Hide { range, run: None } => self.hide(range),
+                Verdict::Hide {
+                    range: Range { start, end },
+                    run: Some(run),
+                } => {
+                    // Of many in the same run the first has gone through it.
+                    let known = runs.iter().find(|(known, range)| {
+                        *known == run && range.start <= end && end <= range.end
+                    });
+                    let run_end = match known {
+                        Some((_, range)) => range.end,
+                        None => {
+                            let run_end = end + run.length(&self.text[end..]);
+                            runs.retain(|(known, _)| *known != run);
+                            runs.push((run, end..run_end));
+                            run_end
+                        }
+                    };
+                    self.hide(start..run_end);
+                    if run_end == self.text.len() && !last {
+                        self.open(run);
                     }
                 }
             }
@@ -262,9 +275,17 @@ impl<R: Rules> Stage<R> {
             if end > start {
                 self.hide(start..end);
             }
-            if end == self.text.len() && !last && !self.open.contains(&(run, end)) {
-                self.open.push((run, end));
+            if end == self.text.len() && !last {
+                self.open(run);
             }
+        }
+    }
+
+    /// The run goes on in what comes next.
+    fn open(&mut self, run: Run) {
+        let open = (run, self.text.len());
+        if !self.open.contains(&open) {
+            self.open.push(open);
         }
     }
 

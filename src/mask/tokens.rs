@@ -198,7 +198,10 @@ fn token(shape: &Shape, place: &Place<'_>) -> Verdict {
         return Verdict::Nothing;
     }
     let within = place.at + shape.prefix.len() + length;
-    Verdict::hide_run(place.text, place.at, within, shape.run)
+    Verdict::Hide {
+        range: place.at..within,
+        run: Some(shape.run),
+    }
 }
 
 /// Header and payload are recognised; the signature goes with them.
@@ -220,7 +223,10 @@ fn jwt(place: &Place<'_>) -> Verdict {
     let length = Run::Dashed.length(needed);
     if length == JWT_PART {
         let within = place.at + header + expected.len();
-        return Verdict::hide_run(place.text, place.at, within, Run::Dotted);
+        return Verdict::Hide {
+            range: place.at..within,
+            run: Some(Run::Dotted),
+        };
     }
     match length == payload.len() {
         true => place.more(),
@@ -263,17 +269,22 @@ fn key_block(place: &Place<'_>) -> Verdict {
         let rest = &text[at..];
         let line = Run::Base64.length(&rest[..rest.len().min(KEY_LINE)]);
         if line == KEY_LINE {
-            return Verdict::hide_run(place.text, begin + at, begin + at, Run::KeyBlock);
+            return Verdict::Hide {
+                range: begin + at..begin + at,
+                run: Some(Run::KeyBlock),
+            };
         }
         let Some(word) = rest.iter().position(|b| is_separator(*b)) else {
             break;
         };
-        let word_is_end = rest[..word].windows(5).any(|part| part == DASHES);
-        headers |= KEY_HEADERS.contains(&&rest[..word]);
-        if !headers || word_is_end {
+        let word = &rest[..word];
+        // The end of it, or lines that are hidden already.
+        let is_over = word.windows(5).any(|part| part == DASHES) || word.contains(&b'*');
+        headers |= KEY_HEADERS.contains(&word);
+        if !headers || is_over {
             return Verdict::Nothing;
         }
-        at += word;
+        at += word.len();
     }
     match text.len() == LONGEST_KEY_HEADERS {
         true => Verdict::Nothing,
