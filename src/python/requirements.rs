@@ -208,8 +208,9 @@ fn locate(file: &str, reading: &Reading<'_>) -> Option<PathBuf> {
 
 /// Any requirement that is no option.
 fn requirement(line: &str, raw: &str, reading: &Reading<'_>, list: &mut List) -> Option<Line> {
-    static NAMED: LazyLock<Regex> =
-        LazyLock::new(|| pattern(r"^([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^\]]*\])?\s*@\s*(\S.*)$"));
+    static NAMED: LazyLock<Regex> = LazyLock::new(|| {
+        pattern(r"^([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^\]]*\])?\s*@\s*([^\s#].*)$")
+    });
     if let Some(named) = NAMED.captures(line) {
         return Some(named_reference(
             &named[1],
