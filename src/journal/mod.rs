@@ -36,6 +36,9 @@ use tokio::time::Instant;
 pub use receipt::{Amount, Receipt};
 pub use uploader::Upload;
 
+#[cfg(fuzzing)]
+pub use frames::fuzzing::lines as fuzz_lines;
+
 use crate::console::Console;
 use crate::mask::Mask;
 use shared::Shared;
@@ -255,34 +258,6 @@ impl Journal {
         self.followers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// For any input, in any division: the same text, all of it accounted for.
-#[cfg(fuzzing)]
-pub fn fuzz_lines(input: &[u8]) {
-    let Some((seed, rest)) = input.split_first() else {
-        return;
-    };
-    let most = usize::from(*seed >> 1) + 1;
-    let text_of = |pieces: &mut dyn Iterator<Item = &[u8]>| {
-        let mut frames = frames::Frames::new(seed & 1 == 1);
-        let (mut text, mut amount) = (String::new(), Amount::default());
-        let mut out = |piece: &str, _: u64, part: Amount| {
-            text.push_str(piece);
-            amount.add(part);
-        };
-        for piece in pieces {
-            frames.push(0, piece, &mut out);
-        }
-        frames.finish(&mut out);
-        (text, amount)
-    };
-    let whole = text_of(&mut std::iter::once(rest));
-    assert_eq!(whole, text_of(&mut rest.chunks(most)));
-    assert_eq!(whole.1.bytes, rest.len() as u64);
-    if rest.iter().all(|b| matches!(b, b'\n' | 0x20..=0x7e)) {
-        assert_eq!(whole.0.as_bytes(), rest);
     }
 }
 

@@ -393,7 +393,7 @@ fn package(line: &str, list: &mut List) -> Option<Line> {
         pattern(
             r"(?x)^ (?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?) \s*
             (?P<extras>\[[^\]]*\])? \s*
-            (?P<specs>\(?\s* (?:(?:===|~=|==|!=|<=|>=|<|>)\s*[^\s,;()]+\s*,?\s*)* \)?) \s*
+            (?P<specs>\(?\s* (?:(?:===|~=|==|!=|<=|>=|<|>)\s*[A-Za-z0-9_.*+!-]+\s*,?\s*)* \)?) \s*
             (?P<marker>;[^\\]*?)? \s*
             (?P<hashes>(?:--hash[=\s]\S+\s*)*) $",
         )

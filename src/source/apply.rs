@@ -74,7 +74,7 @@ pub(super) fn apply(root: &Path, patches: &[FilePatch]) -> Result<Applied, Apply
         match compute(root, &patches, matching) {
             Ok(files) => {
                 let count = files.len();
-                no_file_is_a_folder(root, &files)?;
+                can_be_written(root, &files)?;
                 write(root, files)?;
                 return Ok(applied(count, false));
             }
@@ -451,14 +451,36 @@ fn is_absent(error: &io::Error) -> bool {
     )
 }
 
-/// Refuses changes in which a path would be a file and a folder at once: written one after the other,
-/// some would be made and the rest not.
-fn no_file_is_a_folder(root: &Path, outcome: &Outcome) -> Result<(), ApplyError> {
+/// Linux's limits, with room for the folder that the code is in.
+const LONGEST_NAME: usize = 255;
+const LONGEST_PATH: usize = 3_000;
+
+/// Refuses changes that no file system takes: written one after the other, some would be made and the
+/// rest not.
+fn can_be_written(root: &Path, outcome: &Outcome) -> Result<(), ApplyError> {
     let stays = |path: &Path| match outcome.iter().find(|(p, _)| Path::new(p) == path) {
         Some((_, state)) => state.is_some(),
         None => fs::symlink_metadata(root.join(path)).is_ok_and(|found| !found.is_dir()),
     };
-    for (path, _) in outcome.iter().filter(|(_, state)| state.is_some()) {
+    let written = outcome
+        .iter()
+        .filter_map(|(path, state)| Some((path, state.as_ref()?)));
+    for (path, state) in written {
+        let refused = |problem| {
+            Err(ApplyError::Path {
+                file: path.clone(),
+                problem,
+            })
+        };
+        if path.len() > LONGEST_PATH || path.split('/').any(|name| name.len() > LONGEST_NAME) {
+            return refused("its name is too long");
+        }
+        let target = &state.content;
+        if state.mode == Mode::Symlink
+            && (target.is_empty() || target.len() > LONGEST_PATH || target.contains(&0))
+        {
+            return refused("it would be a symbolic link to no possible path");
+        }
         let path_of_file = Path::new(path);
         let below = |(other, state): (&String, &Option<FileState>)| {
             state.is_none() && Path::new(other).starts_with(path_of_file)
@@ -469,10 +491,7 @@ fn no_file_is_a_folder(root: &Path, outcome: &Outcome) -> Result<(), ApplyError>
             .filter(|parent| !parent.as_os_str().is_empty())
             .any(stays);
         if in_a_file || is_folder && !outcome.iter().any(|(p, s)| below((p, s))) {
-            return Err(ApplyError::Path {
-                file: path.clone(),
-                problem: "it would be a file and a folder at once",
-            });
+            return refused("it would be a file and a folder at once");
         }
     }
     Ok(())
@@ -548,7 +567,8 @@ mod tests {
                  @@ -0,0 +1 @@\n+x\n"
             )
         };
-        for paths in [["b", "b/n"], ["c", "a/n"], ["c", "d"]] {
+        let long = "n".repeat(256);
+        for paths in [["b", "b/n"], ["c", "a/n"], ["c", "d"], ["c", &long]] {
             let root = tempfile::tempdir().unwrap();
             fs::write(root.path().join("a"), "a file\n").unwrap();
             fs::create_dir(root.path().join("d")).unwrap();

@@ -10,6 +10,8 @@ mod diff;
 mod diff_names;
 mod entry_point;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod lfs;
 mod mirror;
 mod nearest;
@@ -279,58 +281,4 @@ fn like(root: &Path, wanted: &str, folders: bool) -> Vec<String> {
         true => nearest(wanted, paths.iter().map(String::as_str)),
         false => same,
     }
-}
-/// Changes are made wholly or not at all, and nowhere but under the root.
-#[cfg(fuzzing)]
-pub fn fuzz_diff(input: &[u8]) {
-    let Ok(patches) = diff::parse(&String::from_utf8_lossy(input)) else {
-        return;
-    };
-    let base = crate::fuzzing::folder();
-    let root = base.path().join("root");
-    let make = |path: &str, text: &str| {
-        let path = base.path().join(path);
-        fs::create_dir_all(path.parent().unwrap_or(&root))
-            .and_then(|()| fs::write(&path, text))
-            .expect("a file in memory");
-    };
-    make("outside", "outside\n");
-    make("root/a", "1\n2\n3\n");
-    make("root/d/b", "x\n");
-    make("root/empty", "");
-    std::os::unix::fs::symlink("../outside", root.join("link")).expect("a link");
-    std::os::unix::fs::symlink("..", root.join("up")).expect("a link");
-    let before = snapshot(&root);
-    if apply::apply(&root, &patches).is_err() {
-        assert_eq!(before, snapshot(&root));
-    }
-    let outside: Vec<_> = fs::read_dir(base.path())
-        .expect("the folder")
-        .flatten()
-        .map(|entry| entry.file_name())
-        .collect();
-    assert_eq!(outside.len(), 2, "{outside:?}");
-    let text = fs::read(base.path().join("outside")).expect("the file");
-    assert_eq!(text, b"outside\n");
-}
-
-/// Every path under `folder`, with the file's text or the link's target.
-#[cfg(fuzzing)]
-fn snapshot(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(folder).expect("a folder").flatten() {
-        let path = entry.path();
-        if path.is_symlink() {
-            use std::os::unix::ffi::OsStrExt as _;
-            let target = fs::read_link(&path).expect("a link");
-            all.push((path, target.as_os_str().as_bytes().to_vec()));
-        } else if path.is_dir() {
-            all.extend(snapshot(&path));
-        } else {
-            let text = fs::read(&path).expect("a file");
-            all.push((path, text));
-        }
-    }
-    all.sort();
-    all
 }
