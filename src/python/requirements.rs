@@ -395,7 +395,7 @@ fn package(line: &str, list: &mut List) -> Option<Line> {
             (?P<extras>\[[^\]]*\])? \s*
             (?P<specs>\(?\s* (?:(?:===|~=|==|!=|<=|>=|<|>)\s*[A-Za-z0-9_.*+!-]+\s*,?\s*)* \)?) \s*
             (?P<marker>;[^\\]*?)? \s*
-            (?P<hashes>(?:--hash[=\s]\S+\s*)*) $",
+            (?P<hashes>(?:--hash[=\s][a-z0-9]+:[0-9A-Fa-f]+\s*)*) $",
         )
     });
     let found = PACKAGE.captures(line)?;
