@@ -113,6 +113,23 @@ pub struct ExecuteArgs {
     #[arg(short = 'O', action = ArgAction::Count, help_heading = "Where it runs")]
     pub optimize: u8,
 
+    /// Write how the run ended to this file, as one JSON object
+    #[arg(long, value_name = "FILE", help_heading = "Log and monitoring")]
+    pub result: Option<PathBuf>,
+    /// Stop the run if it takes longer than this, set-up included; the task has then failed, and the
+    /// exit code is 124
+    #[arg(long, value_name = "SECONDS", help_heading = "Stopping")]
+    pub timeout: Option<u64>,
+    /// How long the script has to end between the stop signal (`agent.stop_signal`, SIGTERM) and
+    /// SIGKILL; a second signal to the agent cuts it short
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 10,
+        help_heading = "Stopping"
+    )]
+    pub grace: u64,
+
     /// User name for the task's git repository
     #[arg(long, value_name = "USER", help_heading = "Git")]
     pub git_user: Option<String>,

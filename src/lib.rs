@@ -5,8 +5,11 @@ pub mod cli;
 pub mod config;
 pub mod console;
 pub mod execute;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod journal;
 pub mod logging;
+pub mod mask;
 pub mod monitor;
 pub mod process;
 pub mod python;

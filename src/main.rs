@@ -3,11 +3,14 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use clearml_agent::cli::{Cli, Command};
+use clearml_agent::mask::Mask;
 use clearml_agent::{execute, logging, server, sync};
 
 fn main() -> ExitCode {
     let cli = Cli::parse().check().unwrap_or_else(|error| error.exit());
-    logging::start(cli.global.debug);
+    // Grows with what is read: the environment and the configuration.
+    let mask = Mask::default();
+    logging::start(cli.global.debug, &mask);
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -18,9 +21,9 @@ fn main() -> ExitCode {
     let ended = runtime.block_on(async {
         match cli.command {
             Command::Execute(args) => {
-                Ok(execute::run::execute(*args, cli.global, environment()).await)
+                Ok(execute::run::execute(*args, cli.global, environment(), &mask).await)
             }
-            Command::Sync(args) => Ok(sync::sync(args, cli.global, environment()).await),
+            Command::Sync(args) => Ok(sync::sync(args, cli.global, environment(), &mask).await),
             Command::Server(args) => server::serve(args).await.map(|()| 0),
             Command::Demo(args) => server::demo::run(args, cli.global.debug, environment()).await,
         }

@@ -7,6 +7,7 @@ use crate::cli::{GlobalArgs, SyncArgs};
 use crate::config::{self, ConfigError, Lookup, Variables};
 use crate::execute::outcome::exit;
 use crate::journal::sync::{What, Whose, send_left};
+use crate::mask::Mask;
 
 #[derive(Debug, thiserror::Error)]
 enum SyncError {
@@ -31,25 +32,33 @@ impl SyncError {
 }
 
 /// Gives the exit code: 0 where nothing is left.
-pub async fn sync(args: SyncArgs, global: GlobalArgs, env: Variables) -> u8 {
-    match attempt(&args, &global, env).await {
+pub async fn sync(args: SyncArgs, global: GlobalArgs, env: Variables, mask: &Mask) -> u8 {
+    match attempt(&args, &global, env, mask).await {
         Ok(0) => 0,
         Ok(_) => exit::AGENT,
         Err(error) => {
-            eprintln!("clearml-agent: {error}");
+            eprintln!("clearml-agent: {}", mask.mask(&error.to_string()));
             error.exit_code()
         }
     }
 }
 
 /// Gives how many journals are left.
-async fn attempt(args: &SyncArgs, global: &GlobalArgs, env: Variables) -> Result<usize, SyncError> {
+async fn attempt(
+    args: &SyncArgs,
+    global: &GlobalArgs,
+    env: Variables,
+    mask: &Mask,
+) -> Result<usize, SyncError> {
     let home = env.get("HOME").filter(|h| !h.is_empty());
     let config = config::load(&Lookup {
         config_file: global.config_file.as_deref(),
         env: &env,
         home: home.map(|home| std::path::Path::new(home.as_str())),
     })?;
+    let mut secrets = Ok(());
+    mask.extend(|known| secrets = config.secrets_into(known));
+    secrets?;
     let dir = args.dir.clone();
     let dir = dir
         .or_else(|| config.path("agent.journal.path"))

@@ -10,6 +10,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use clearml_agent::journal::{Amount, Journal, JournalError, Options, Receipt, Upload};
+use clearml_agent::mask::Mask;
 use clearml_agent::process::{self, Command, Job, OutputPipe};
 use log_server::{Fault, LogServer, WORKER};
 use tempfile::TempDir;
@@ -43,6 +44,7 @@ fn options(dir: &TempDir) -> Options {
         terminal: false,
         suppress_carriage_return: true,
         setup_to_server: false,
+        mask: Mask::default(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! A stop takes the job with it and is told truly.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Running, World, eventually, script};
@@ -96,23 +98,273 @@ fn kill_9_of_the_agent_takes_the_job_with_it() {
     eventually("the job is gone", || !lives(&pid));
 }
 
+/// A package whose build ends with the tool that runs it.
+struct Endless(tempfile::TempDir);
+
+impl Endless {
+    fn new() -> Endless {
+        let package = tempfile::tempdir().expect("a folder for the package");
+        let build = "import os, time\ntool = os.getppid()\nopen('new', 'w').write(str(tool))\n\
+                     os.rename('new', 'tool')\nwhile os.getppid() == tool: time.sleep(0.05)\n";
+        let build = format!(
+            "import os\nos.chdir('{}')\n{build}",
+            package.path().display()
+        );
+        std::fs::write(package.path().join("setup.py"), build).expect("its setup.py");
+        Endless(package)
+    }
+
+    fn task(&self) -> serde_json::Value {
+        let mut task = script("print('never')\n");
+        let package = format!("endless @ file://{}", self.0.path().display());
+        task["requirements"] = json!({ "pip": package });
+        task
+    }
+
+    /// Waits for the build; the process id of the tool that runs it.
+    fn tool(&self) -> String {
+        let tool = self.0.path().join("tool");
+        eventually("the package is being built", || tool.exists());
+        std::fs::read_to_string(tool).expect("what the build wrote")
+    }
+}
+
 #[test]
 fn a_stop_during_the_set_up_leaves_nothing_in_progress() {
     let world = World::new();
-    // A package whose build never ends.
-    let package = tempfile::tempdir().unwrap();
-    std::fs::write(
-        package.path().join("setup.py"),
-        "import time\ntime.sleep(1000)\n",
-    )
-    .unwrap();
-    let mut task = script("print('never')\n");
-    task["requirements"] = json!({"pip": format!("endless @ file://{}", package.path().display())});
-    let id = world.api.create("slow set-up", task);
-    let mut running = world.start_execute(&id, &[]);
-    running.line_with("Installing packages");
+    let package = Endless::new();
+    let id = world.api.create("slow set-up", package.task());
+    let running = world.start_execute(&id, &[]);
+    let tool = package.tool();
     running.signal("TERM");
     let ended = running.wait().exits(143);
     assert!(!ended.stdout.contains("never"));
+    assert!(!lives(&tool));
     assert_eq!(world.api.status(&id), "stopped");
+}
+
+/// Starts `text`, waits for its line with "ready", gives the process ids that the line ends with.
+fn start_with(world: &World, text: &str, words: &[&str]) -> (String, Running, Vec<String>) {
+    let id = world.api.create("to be stopped", script(text));
+    let mut running = world.start_execute(&id, words);
+    let line = running.line_with("ready");
+    let pids = line.split(' ').skip(1).map(str::to_owned).collect();
+    (id, running, pids)
+}
+
+/// Hears no TERM, and has a child, a daemon in a session of its own and a pipeline that hear none either.
+const DEAF: &str = "\
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)'])
+pipeline = subprocess.Popen('trap \"\" TERM; sleep 1000 | sleep 1000 | cat', shell=True)
+reader, writer = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.write(writer, str(os.getpid()).encode())
+        time.sleep(1000)
+    os._exit(0)
+daemon = os.read(reader, 20).decode()
+print('ready', os.getpid(), child.pid, pipeline.pid, daemon, flush=True)
+time.sleep(1000)
+";
+
+#[test]
+fn what_does_not_hear_the_signal_is_killed_with_all_that_it_started() {
+    let world = World::new();
+    let (id, running, pids) = start_with(&world, DEAF, &["--grace", "1"]);
+    assert_eq!(pids.len(), 4);
+    running.signal("TERM");
+    running
+        .wait()
+        .exits(143)
+        .prints("SIGTERM, and SIGKILL if it still runs after 1 s");
+    for pid in pids {
+        assert!(!lives(&pid), "{pid}");
+    }
+    assert_eq!(world.api.status(&id), "stopped");
+}
+
+#[test]
+fn a_second_signal_leaves_the_grace_out() {
+    let world = World::new();
+    let (id, mut running, pids) = start_with(&world, DEAF, &["--grace", "100000"]);
+    running.signal("TERM");
+    running.line_with("Stopping the script");
+    // Signals in the same moment are one, so this is said until it is heard.
+    eventually("the agent has ended", || {
+        running.signal("INT");
+        running.has_ended()
+    });
+    running.wait().exits(143).prints("a second time");
+    for pid in pids {
+        assert!(!lives(&pid), "{pid}");
+    }
+    assert_eq!(world.api.reason(&id), "the agent received SIGTERM");
+}
+
+#[test]
+fn the_stop_signal_is_the_configured_one() {
+    let world = World::new();
+    world.configure("agent.stop_signal: SIGUSR1");
+    let text = "\
+import os, signal, sys, time
+signal.signal(signal.SIGUSR1, lambda *_: (print('saved on USR1', flush=True), sys.exit(0)))
+print('ready', os.getpid(), flush=True)
+time.sleep(1000)
+";
+    let (_, running, _) = start_with(&world, text, &[]);
+    running.signal("TERM");
+    running.wait().exits(143).prints("saved on USR1");
+
+    world.configure("agent.stop_signal: SOON");
+    let refused = world.execute("t1", &[]);
+    refused.exits(78).complains("agent.stop_signal");
+}
+
+#[test]
+fn a_run_that_takes_too_long_has_failed() {
+    let world = World::new();
+    let id = world.api.create("endless", script(SLEEPER));
+    let ended = world.execute(&id, &["--timeout", "4"]).exits(124);
+    let line = ended.stdout.lines().find(|l| l.starts_with("sleeper "));
+    assert!(!lives(line.unwrap().rsplit(' ').next().unwrap()));
+    assert_eq!(world.api.status(&id), "failed");
+    assert_eq!(
+        world.api.reason(&id),
+        "timeout: the run took longer than its --timeout of 4 s"
+    );
+}
+
+#[test]
+fn the_abort_callback_command_runs_before_the_script_is_stopped() {
+    let mut world = World::new();
+    let saved = world.path("saved");
+    world.env.insert(
+        "CLEARML_AGENT_ABORT_CALLBACK_CMD".into(),
+        format!(
+            "sh -c 'echo saving in $CLEARML_TASK_ID; touch {}'",
+            saved.display()
+        ),
+    );
+    let (id, running, pids) = start_with(
+        &world,
+        "import os, time\nprint('ready', os.getpid(), os.environ.get('CLEARML_AGENT_ABORT_CALLBACK_CMD'), flush=True)\ntime.sleep(1000)\n",
+        &[],
+    );
+    assert_eq!(pids[1], "None");
+    eventually("the callback is registered", || {
+        world.api.task(&id)["runtime"]["_abort_callback_timeout"] == "180"
+    });
+    world.api.call("tasks.stop", json!({"task": id}));
+    running
+        .wait()
+        .exits(143)
+        .prints(&format!("saving in {id}"))
+        .prints("### Task abort callback completed in");
+    assert!(saved.exists() && !lives(&pids[0]));
+    assert_eq!(world.api.status(&id), "stopped");
+    assert!(
+        world
+            .api
+            .reason(&id)
+            .starts_with("user abort: aborted on the server")
+    );
+    let runtime = &world.api.task(&id)["runtime"];
+    assert_eq!(runtime["_abort_callback_completed"], "1");
+}
+
+#[test]
+fn a_callback_that_the_script_registered_is_waited_for() {
+    let world = World::new();
+    // As the SDK does: it says how long it may take, watches the task, and says when it is done.
+    let text = "\
+import base64, json, os, time, urllib.request
+def call(endpoint, body):
+    key = base64.b64encode((KEY + ':' + SECRET).encode()).decode()
+    request = urllib.request.Request(URL + '/' + endpoint, json.dumps(body).encode(),
+        {'Content-Type': 'application/json', 'Authorization': 'Basic ' + key})
+    return json.load(urllib.request.urlopen(request))['data']
+task = os.environ['CLEARML_TASK_ID']
+call('tasks.edit', {'task': task, 'force': True, 'runtime': {'_abort_callback_timeout': 600, 'mine': 'x'}})
+print('ready', os.getpid(), flush=True)
+while call('tasks.get_by_id', {'task': task})['task'].get('status_message') != 'stopping':
+    time.sleep(0.1)
+print('saving', flush=True)
+while not os.path.exists(GO): time.sleep(0.01)
+call('tasks.edit', {'task': task, 'force': True, 'runtime': {'_abort_callback_timeout': 600, '_abort_callback_completed': 1, 'mine': 'x'}})
+time.sleep(1000)
+";
+    let api = &world.api;
+    let text = text
+        .replace("GO", &format!("{:?}", world.path("go").to_str().unwrap()))
+        .replace("KEY", &format!("{:?}", api.access_key))
+        .replace("SECRET", &format!("{:?}", api.secret_key))
+        .replace("URL", &format!("{:?}", api.url.trim_end_matches('/')));
+    let (id, mut running, _) = start_with(&world, &text, &[]);
+    world.api.call("tasks.stop", json!({"task": id}));
+    running.line_with("### Task abort callback timeout set, waiting for max 600 sec ###");
+    std::fs::write(world.path("go"), "").unwrap();
+    let ended = running.wait().exits(143);
+    let at = |text: &str| {
+        ended
+            .stdout
+            .find(text)
+            .unwrap_or_else(|| panic!("{}", ended.stdout))
+    };
+    assert!(at("saving") < at("callback completed"));
+    assert!(at("callback completed") < at("Stopping the script"));
+    assert_eq!(world.api.status(&id), "stopped");
+}
+
+#[test]
+fn an_agent_that_was_held_goes_on() {
+    let world = World::new();
+    let (id, mut running, pids) = start_with(
+        &world,
+        "import os\nprint('ready', os.getpid(), flush=True)\nfor n in range(200000): print('line', n)\n",
+        &[],
+    );
+    running.signal("STOP");
+    // Its pipe is full, and it waits.
+    eventually("the script waits", || {
+        let state = std::fs::read_to_string(format!("/proc/{}/wchan", pids[0]));
+        state.is_ok_and(|wchan| wchan.contains("pipe")) || !lives(&pids[0])
+    });
+    running.signal("CONT");
+    running.line_with("line 199999");
+    running.wait().exits(0);
+    assert!(world.api.log(&id).contains("line 199999\n"));
+}
+
+#[test]
+fn a_stop_while_the_code_is_fetched_ends_at_once() {
+    let world = World::new();
+    // Takes the connection, and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let task = json!({
+        "repository": format!("http://{}/r.git", silent.local_addr().unwrap()),
+        "branch": "main", "entry_point": "main.py", "binary": "python3",
+    });
+    let id = world.api.create("slow clone", task);
+    let running = world.start_execute(&id, &[]);
+    let _connection = silent.accept().unwrap();
+    running.signal("TERM");
+    running.wait().exits(143);
+    assert_eq!(world.api.status(&id), "stopped");
+    assert_eq!(world.api.reason(&id), "the agent received SIGTERM");
+}
+
+#[test]
+fn kill_9_of_the_agent_ends_the_installation() {
+    let world = World::new();
+    let package = Endless::new();
+    let id = world.api.create("killed set-up", package.task());
+    let running = world.start_execute(&id, &[]);
+    let tool = package.tool();
+    assert!(lives(&tool));
+    running.signal("KILL");
+    let _ = running.wait();
+    eventually("the installation is over", || !lives(&tool));
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::error::{ApiError, subcode};
@@ -19,7 +19,8 @@ pub struct StatusNote<'a> {
 }
 
 /// A final status that the agent writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FinalStatus {
     Completed,
     Failed,
@@ -59,6 +60,9 @@ pub struct Standing {
     pub status: Status,
     #[serde(default)]
     pub status_message: Option<String>,
+    /// The user who changed the task last.
+    #[serde(default)]
+    pub last_changed_by: Option<String>,
 }
 
 /// The task's present status. `Ok(None)`: it was deleted.
@@ -69,7 +73,7 @@ pub async fn standing(session: &Session, id: &str) -> Result<Option<Standing>, A
         tasks: Vec<Standing>,
     }
     let request = json!({
-        "id": [id], "only_fields": ["status", "status_message"], "search_hidden": true,
+        "id": [id], "only_fields": ["status", "status_message", "last_changed_by"], "search_hidden": true,
     });
     let answer: Answer = session
         .call("tasks.get_all", &request, Patience::Passing)
@@ -191,6 +195,29 @@ pub async fn set_requirements(
         .call::<Value>("tasks.set_requirements", &request, Patience::Passing)
         .await
         .map(drop)
+}
+
+/// The task's `runtime`; empty where the task is gone.
+pub async fn runtime(
+    session: &Session,
+    id: &str,
+) -> Result<serde_json::Map<String, Value>, ApiError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        #[serde(default)]
+        tasks: Vec<One>,
+    }
+    #[derive(Deserialize)]
+    struct One {
+        #[serde(default)]
+        runtime: serde_json::Map<String, Value>,
+    }
+    let request = json!({"id": [id], "only_fields": ["runtime"], "search_hidden": true});
+    let answer: Answer = session
+        .call("tasks.get_all", &request, Patience::Passing)
+        .await?;
+    let task = answer.tasks.into_iter().next();
+    Ok(task.map(|task| task.runtime).unwrap_or_default())
 }
 
 /// Replaces `runtime` as a whole: read it first and keep what others put there.

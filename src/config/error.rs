@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::hocon::HoconError;
+use crate::mask::BadPattern;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -33,6 +34,8 @@ pub enum ConfigError {
         expected: &'static str,
         origin: String,
     },
+    #[error(transparent)]
+    BadPattern(BadPattern),
     #[error(
         "no API server is configured ({origin})\n\
          Set api.api_server in ~/clearml.conf, for example to https://api.clear.ml, with api.credentials beside \

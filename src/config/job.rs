@@ -2,8 +2,9 @@
 //! and the print-out for `--debug`.
 
 use super::hocon::{Object, Value};
-use super::{Config, ConfigError, Variables, bool_of, environment, text_of};
+use super::{Config, ConfigError, Variables, bool_of, environment, expand, text_of};
 use crate::api::tls::Trust;
+use crate::mask::{KeyNames, MASK, Secrets};
 use crate::secret::mask_url_password;
 
 /// The agent's way into repositories is not the job's.
@@ -73,7 +74,7 @@ impl Config {
         let mut lines = vec![];
         for section in ["api", "agent"] {
             if let Some(value) = self.effective.get(section) {
-                print_into(&mut lines, section, value);
+                self.print_into(&mut lines, section, value);
             }
         }
         lines.join("\n")
@@ -89,48 +90,68 @@ fn variable_text(value: &Value) -> String {
     }
 }
 
-/// Whether what goes by this name is a secret.
-pub(super) fn is_secret_name(name: &str) -> bool {
-    let name = name.rsplit('.').next().unwrap_or(name).to_lowercase();
-    name != "enable_git_ask_pass"
-        && ["secret", "pass", "token", "_key", "contents"]
-            .iter()
-            .any(|word| name.contains(word))
-}
-
-fn print_into(lines: &mut Vec<String>, key: &str, value: &Value) {
-    match value {
-        Value::Object(object) if !object.is_empty() => {
-            for (name, value) in object.iter() {
-                print_into(lines, &format!("{key}.{name}"), value);
-            }
-        }
-        value if is_secret_name(key) && !super::is_unset(Some(value)) => {
-            lines.push(format!("{key} = ****"));
-        }
-        value => lines.push(format!("{key} = {}", masked(value).to_json())),
+impl Config {
+    /// `agent.sanitize_config_printout`.
+    pub(super) fn read_secret_keys(&self) -> Result<KeyNames, ConfigError> {
+        const SECTION: &str = "agent.sanitize_config_printout";
+        let list = |name: &str| self.list(&format!("{SECTION}.{name}"));
+        KeyNames::new(&list("hide_secrets")?, &list("dont_hide_secrets")?)
+            .map_err(ConfigError::BadPattern)
     }
-}
 
-/// The value without passwords in addresses, and without `NAME=secret` in arguments.
-fn masked(value: &Value) -> Value {
-    match value {
-        Value::Text(text) => Value::Text(match text.split_once('=') {
-            Some((name, _)) if is_secret_name(name) => format!("{name}=****"),
-            _ => mask_url_password(text),
-        }),
-        Value::Array(items) => Value::Array(items.iter().map(masked).collect()),
-        Value::Object(object) => {
-            let mut shown = Object::default();
-            for (name, value) in object.iter() {
-                let value = match is_secret_name(name) && !super::is_unset(Some(value)) {
-                    true => Value::Text("****".into()),
-                    false => masked(value),
-                };
-                shown.set(name, value);
+    /// What is configured and inherited and must not be shown.
+    pub fn secrets_into(&self, secrets: &mut Secrets) -> Result<(), ConfigError> {
+        let exists = |path: &str| expand(path, &self.env, self.home.as_deref()).exists();
+        let more = self.list("agent.hide_docker_command_env_vars.extra_keys")?;
+        secrets.add_environment(&self.env, &more, &exists);
+        for section in ["api", "agent", "sdk", "environment"] {
+            if let Some(value) = self.value(section) {
+                secrets.add_config(section, value, &self.secret_keys, &exists);
             }
-            Value::Object(shown)
         }
-        other => other.clone(),
+        Ok(())
+    }
+
+    /// Whether what goes by this dotted key is a secret.
+    pub(super) fn is_secret(&self, key: &str) -> bool {
+        let name = key.rsplit('.').next().unwrap_or(key);
+        self.secret_keys.is_secret(name) || name.to_lowercase().contains("contents")
+    }
+
+    fn print_into(&self, lines: &mut Vec<String>, key: &str, value: &Value) {
+        match value {
+            Value::Object(object) if !object.is_empty() => {
+                for (name, value) in object.iter() {
+                    self.print_into(lines, &format!("{key}.{name}"), value);
+                }
+            }
+            value if self.is_secret(key) && !super::is_unset(Some(value)) => {
+                lines.push(format!("{key} = {MASK}"));
+            }
+            value => lines.push(format!("{key} = {}", self.masked(value).to_json())),
+        }
+    }
+
+    /// The value without passwords in addresses, and without `NAME=secret` in arguments.
+    fn masked(&self, value: &Value) -> Value {
+        match value {
+            Value::Text(text) => Value::Text(match text.split_once('=') {
+                Some((name, _)) if self.is_secret(name) => format!("{name}={MASK}"),
+                _ => mask_url_password(text),
+            }),
+            Value::Array(items) => Value::Array(items.iter().map(|i| self.masked(i)).collect()),
+            Value::Object(object) => {
+                let mut shown = Object::default();
+                for (name, value) in object.iter() {
+                    let value = match self.is_secret(name) && !super::is_unset(Some(value)) {
+                        true => Value::Text(MASK.into()),
+                        false => self.masked(value),
+                    };
+                    shown.set(name, value);
+                }
+                Value::Object(shown)
+            }
+            other => other.clone(),
+        }
     }
 }

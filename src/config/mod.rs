@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 pub use error::ConfigError;
 use hocon::{Object, Value};
 
+use crate::mask::KeyNames;
 use crate::secret::Secret;
 
 pub type Variables = BTreeMap<String, String>;
@@ -45,6 +46,8 @@ pub struct Config {
     /// What was inherited, with `section_variables` over it.
     env: Variables,
     home: Option<PathBuf>,
+    /// Which keys hold secrets.
+    secret_keys: KeyNames,
     host_name: String,
     process_id: u32,
 }
@@ -74,6 +77,7 @@ pub fn load(lookup: &Lookup<'_>) -> Result<Config, ConfigError> {
         section_variables: Variables::new(),
         env: env.clone(),
         home: home.map(Path::to_owned),
+        secret_keys: KeyNames::default(),
         host_name: rustix::system::uname()
             .nodename()
             .to_string_lossy()
@@ -92,6 +96,7 @@ pub fn load(lookup: &Lookup<'_>) -> Result<Config, ConfigError> {
         config.effective.set_at("api.api_server", host);
     }
     config.json = config.effective.to_json();
+    config.secret_keys = config.read_secret_keys()?;
     Ok(config)
 }
 
@@ -228,7 +233,7 @@ impl Config {
 
     fn wrong_type(&self, key: &str, expected: &'static str) -> ConfigError {
         let found = match self.effective.at(key) {
-            Some(Value::Text(text)) if !job::is_secret_name(key) => format!("{text:?}"),
+            Some(Value::Text(text)) if !self.is_secret(key) => format!("{text:?}"),
             Some(value) => value.kind().to_owned(),
             None => "absent".to_owned(),
         };
@@ -257,7 +262,8 @@ fn text_of(value: &Value) -> Option<String> {
     }
 }
 
-fn bool_of(text: &str) -> Option<bool> {
+/// A boolean in the words that the Python agent takes.
+pub fn bool_of(text: &str) -> Option<bool> {
     match text.trim().to_lowercase().as_str() {
         "1" | "true" | "yes" | "on" | "t" | "y" => Some(true),
         "0" | "false" | "no" | "off" | "f" | "n" => Some(false),

@@ -1,11 +1,16 @@
 //! The story of one run.
 
+mod abort_callback;
 pub mod claim;
+mod follow;
 pub mod job_env;
+mod not_run;
 pub mod outcome;
 mod prepare;
+pub mod result;
 pub mod run;
 pub mod run_dir;
 pub mod settings;
 pub mod stop;
+pub mod timeline;
 pub mod watch;

@@ -2,6 +2,7 @@
 //! the log, the agent's exit code.
 
 use crate::api::tasks::FinalStatus;
+use crate::mask::{Mask, Masked};
 
 /// Every way in which a claimed task can end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,21 @@ pub enum StopCause {
     Signal(i32),
     /// The server: an abort, a reset, or the task is gone.
     Server { what: String },
+    /// `--timeout`, in seconds.
+    Timeout { after: u64 },
+}
+
+/// As part of a sentence.
+impl std::fmt::Display for StopCause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StopCause::Signal(signal) => write!(f, "the agent received {}", signal_name(*signal)),
+            StopCause::Server { what } => f.write_str(what),
+            StopCause::Timeout { after } => {
+                write!(f, "the run took longer than its --timeout of {after} s")
+            }
+        }
+    }
 }
 
 /// Where a run that failed was.
@@ -63,6 +79,9 @@ pub mod exit {
     /// The configuration is missing or wrong.
     pub const CONFIG: u8 = 78;
 
+    /// The run was stopped after `--timeout`: timeout(1)'s code.
+    pub const TIMEOUT: u8 = 124;
+
     /// For a call that could not be made before there was a task to end.
     pub fn for_api(error: &ApiError) -> u8 {
         match error {
@@ -80,59 +99,73 @@ pub mod exit {
 pub struct Verdict {
     pub status: FinalStatus,
     /// The task's `status_reason`: one line.
-    pub reason: String,
+    pub reason: Masked,
     /// The last line of the log.
-    pub last_line: String,
+    pub last_line: Masked,
     pub exit_code: u8,
 }
 
 impl Outcome {
     /// Status words are the Python agent's where it has them (`worker execution done`,
     /// `worker execution exit code N`, negative for signals).
-    pub fn verdict(&self) -> Verdict {
-        match self {
-            Outcome::Exited { code: 0 } => Verdict {
-                status: FinalStatus::Completed,
-                reason: "worker execution done".into(),
-                last_line: "Process completed successfully".into(),
-                exit_code: 0,
-            },
-            Outcome::Exited { code } => Verdict {
-                status: FinalStatus::Failed,
-                reason: format!("worker execution exit code {code}"),
-                last_line: format!("Process failed, exit code {code}"),
-                exit_code: u8::try_from(*code).unwrap_or(u8::MAX),
-            },
+    pub fn verdict(&self, mask: &Mask) -> Verdict {
+        let (status, reason, last_line, exit_code) = match self {
+            Outcome::Exited { code: 0 } => (
+                FinalStatus::Completed,
+                "worker execution done".into(),
+                "Process completed successfully".into(),
+                0,
+            ),
+            Outcome::Exited { code } => (
+                FinalStatus::Failed,
+                format!("worker execution exit code {code}"),
+                format!("Process failed, exit code {code}"),
+                u8::try_from(*code).unwrap_or(u8::MAX),
+            ),
             Outcome::Signalled { signal } => {
                 let name = signal_name(*signal);
-                Verdict {
-                    status: FinalStatus::Failed,
-                    reason: format!("worker execution exit code -{signal} (killed by {name})"),
-                    last_line: format!("Process failed, killed by {name}"),
-                    exit_code: for_signal(*signal),
-                }
+                (
+                    FinalStatus::Failed,
+                    format!("worker execution exit code -{signal} (killed by {name})"),
+                    format!("Process failed, killed by {name}"),
+                    for_signal(*signal),
+                )
             }
-            Outcome::Stopped(StopCause::Signal(signal)) => {
-                let name = signal_name(*signal);
-                Verdict {
-                    status: FinalStatus::Stopped,
-                    reason: format!("the agent received {name}"),
-                    last_line: format!("Process stopped: the agent received {name}"),
-                    exit_code: for_signal(*signal),
-                }
+            Outcome::Stopped(cause) => {
+                let (status, reason, exit_code) = match cause {
+                    StopCause::Signal(signal) => {
+                        (FinalStatus::Stopped, cause.to_string(), for_signal(*signal))
+                    }
+                    StopCause::Server { what } => (
+                        FinalStatus::Stopped,
+                        format!("user abort: {what}"),
+                        for_signal(SIGTERM),
+                    ),
+                    StopCause::Timeout { .. } => (
+                        FinalStatus::Failed,
+                        format!("timeout: {cause}"),
+                        exit::TIMEOUT,
+                    ),
+                };
+                (
+                    status,
+                    reason,
+                    format!("Process stopped: {cause}"),
+                    exit_code,
+                )
             }
-            Outcome::Stopped(StopCause::Server { what }) => Verdict {
-                status: FinalStatus::Stopped,
-                reason: format!("user abort: {what}"),
-                last_line: format!("Process stopped: {what}"),
-                exit_code: for_signal(SIGTERM),
-            },
-            Outcome::Failed { stage, cause } => Verdict {
-                status: FinalStatus::Failed,
-                reason: format!("{}: {}", stage.words(), one_line(cause)),
-                last_line: format!("{}: {cause}", stage.words()),
-                exit_code: stage.exit_code(),
-            },
+            Outcome::Failed { stage, cause } => (
+                FinalStatus::Failed,
+                format!("{}: {}", stage.words(), one_line(cause)),
+                format!("{}: {cause}", stage.words()),
+                stage.exit_code(),
+            ),
+        };
+        Verdict {
+            status,
+            reason: mask.mask(&reason),
+            last_line: mask.mask(&last_line),
+            exit_code,
         }
     }
 }
@@ -188,6 +221,16 @@ pub fn signal_name(signal: i32) -> String {
         other => return format!("signal {other}"),
     };
     format!("SIG{name}")
+}
+
+/// The number of a signal by its name (`TERM`, `SIGTERM`, any case) or its number.
+pub fn signal_number(text: &str) -> Option<i32> {
+    let text = text.trim().to_uppercase();
+    if let Ok(number) = text.parse() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let name = format!("SIG{}", text.strip_prefix("SIG").unwrap_or(&text));
+    (1..=31).find(|number| signal_name(*number) == name)
 }
 
 /// The server shows the reason on one line; the log has the whole text. A tool's output, which errors
@@ -258,6 +301,12 @@ mod tests {
                 143,
             ),
             (
+                Outcome::Stopped(StopCause::Timeout { after: 7 }),
+                Failed,
+                "timeout: the run took longer than its --timeout of 7 s",
+                exit::TIMEOUT,
+            ),
+            (
                 Outcome::Failed {
                     stage: Stage::Checkout,
                     cause: "no branch x\nThe last lines of git:\n    fatal\nnearest: y".into(),
@@ -267,9 +316,23 @@ mod tests {
                 exit::NOT_FOUND,
             ),
         ] {
-            let verdict = outcome.verdict();
+            let verdict = outcome.verdict(&Mask::default());
             assert_eq!((verdict.status, verdict.reason.as_str()), (status, reason));
             assert_eq!(verdict.exit_code, exit_code, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn signals_go_by_name_and_number() {
+        for (text, number) in [
+            ("TERM", Some(15)),
+            ("sigusr1", Some(10)),
+            (" 2 ", Some(2)),
+            ("SIGNAL", None),
+            ("0", None),
+            ("", None),
+        ] {
+            assert_eq!(signal_number(text), number, "{text}");
         }
     }
 
@@ -279,8 +342,9 @@ mod tests {
             stage: Stage::Agent,
             cause: "é".repeat(2000),
         }
-        .verdict();
-        assert!(verdict.reason.ends_with("é…") && verdict.reason.chars().count() < 640);
-        assert!(verdict.last_line.chars().count() > 2000);
+        .verdict(&Mask::default());
+        let reason = verdict.reason.as_str();
+        assert!(reason.ends_with("é…") && reason.chars().count() < 640);
+        assert!(verdict.last_line.as_str().chars().count() > 2000);
     }
 }

@@ -1,63 +1,33 @@
 //! The story of one run, top to bottom: settings, log, login, claim, code and environment, script,
 //! status, exit code.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::claim::{self, Claimed, Refused};
+use super::claim::{self, Claimed};
+use super::follow::follow;
 use super::job_env::Variables;
-use super::outcome::{Outcome, Stage, StopCause, exit, for_signal};
-use super::prepare::{self, Prepared};
-use super::run_dir::{self, RunDir};
-use super::settings::{self, Monitoring, Settings, SettingsError};
+use super::not_run::NotRun;
+use super::outcome::{Outcome, Stage, StopCause, Verdict};
+use super::prepare;
+use super::result::{Log, Reason, ResultFile, RunResult, Script};
+use super::run_dir::RunDir;
+use super::settings::{self, Monitoring, Settings};
 use super::stop::Stop;
+use super::timeline::{Phase, Timeline};
 use super::watch::watch;
 use crate::api::tasks::{self, StatusNote, StatusWrite};
-use crate::api::{ApiError, Session, workers};
+use crate::api::{Session, workers};
 use crate::cli::{ExecuteArgs, GlobalArgs};
 use crate::console::Console;
-use crate::journal::{self, Journal, JournalError, Upload, sync};
+use crate::journal::{self, Journal, Receipt, Upload};
+use crate::mask::{Mask, Secrets};
 use crate::monitor;
-use crate::process::{self, Ended};
+use crate::process;
 use crate::task::Task;
-
-/// How long the script has to end after it was asked to.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// A server that takes longer is worth a word.
 const SILENCE: Duration = Duration::from_secs(2);
-
-/// Why no script was started and no task was touched (or the claim itself could not be finished).
-#[derive(Debug, thiserror::Error)]
-enum NotRun {
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
-    #[error(transparent)]
-    Log(#[from] JournalError),
-    #[error(transparent)]
-    Login(ApiError),
-    #[error(transparent)]
-    Refused(#[from] Refused),
-    #[error("stopped by {} before the task was taken: it is as it was", super::outcome::signal_name(*.0))]
-    Interrupted(i32),
-    #[error("{0}")]
-    Agent(String),
-}
-
-impl NotRun {
-    fn exit_code(&self) -> u8 {
-        match self {
-            NotRun::Settings(error) => error.exit_code(),
-            NotRun::Log(_) => exit::CANNOT_WRITE,
-            NotRun::Login(error) | NotRun::Refused(Refused::Api(error)) => exit::for_api(error),
-            NotRun::Refused(Refused::NoSuchTask { .. }) => exit::NOT_FOUND,
-            NotRun::Refused(_) => exit::NOT_CLAIMED,
-            NotRun::Interrupted(signal) => for_signal(*signal),
-            NotRun::Agent(_) => exit::AGENT,
-        }
-    }
-}
 
 /// What every step of a claimed run needs.
 pub(super) struct Run {
@@ -65,25 +35,111 @@ pub(super) struct Run {
     pub session: Arc<Session>,
     pub task: Task,
     pub console: Console,
+    pub journal: Journal,
     pub stop: Stop,
+    pub timeline: Arc<Timeline>,
+}
+
+/// How a claimed run ended, and what was told of it.
+struct Ending {
+    task: String,
+    worker: String,
+    outcome: Outcome,
+    verdict: Verdict,
+    receipt: Receipt,
 }
 
 /// `clearml-agent execute`; gives the exit code.
-pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables) -> u8 {
-    match attempt(&args, &global, env).await {
-        Ok(code) => code,
-        Err(not_run) => {
+pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask: &Mask) -> u8 {
+    let timeline = Arc::new(Timeline::started());
+    let result_file = match args.result.as_deref().map(ResultFile::at).transpose() {
+        Ok(file) => file,
+        Err(cause) => {
+            let path = args.result.unwrap_or_default().display().to_string();
+            let not_run = NotRun::ResultFile { path, cause };
             eprintln!("clearml-agent: {not_run}");
+            return not_run.exit_code();
+        }
+    };
+    let ended = attempt(&args, &global, env, mask, timeline.clone()).await;
+    timeline.mark(Phase::Finished);
+    let exit_code = match &ended {
+        Ok(ending) => ending.verdict.exit_code,
+        Err(not_run) => {
+            eprintln!("clearml-agent: {}", mask.mask(&not_run.to_string()));
             not_run.exit_code()
         }
+    };
+    if let Some(file) = result_file
+        && let Err(error) = file.write(&result(&args.id, &ended, exit_code, &timeline, mask))
+    {
+        let path = file.path().display();
+        eprintln!("clearml-agent: the result file {path} is not written: {error}");
+    }
+    exit_code
+}
+
+fn result<'a>(
+    asked_for: &str,
+    ended: &Result<Ending, NotRun>,
+    exit_code: u8,
+    times: &'a Timeline,
+    mask: &Mask,
+) -> RunResult<'a> {
+    let (task, worker, status, reason, message, script, log) = match ended {
+        Ok(ending) => (
+            ending.task.clone(),
+            Some(ending.worker.clone()),
+            Some(ending.verdict.status),
+            Reason::from(&ending.outcome),
+            ending.verdict.reason.clone(),
+            Script::from(&ending.outcome),
+            Some(Log::from(&ending.receipt)),
+        ),
+        Err(not_run) => (
+            asked_for.to_owned(),
+            None,
+            None,
+            not_run.reason(),
+            mask.mask(&not_run.to_string()),
+            Script::default(),
+            None,
+        ),
+    };
+    RunResult {
+        task,
+        worker,
+        status,
+        reason,
+        message,
+        exit_code,
+        script,
+        times,
+        log,
+        agent_version: env!("CARGO_PKG_VERSION"),
     }
 }
 
-async fn attempt(args: &ExecuteArgs, global: &GlobalArgs, env: Variables) -> Result<u8, NotRun> {
+async fn attempt(
+    args: &ExecuteArgs,
+    global: &GlobalArgs,
+    env: Variables,
+    mask: &Mask,
+    timeline: Arc<Timeline>,
+) -> Result<Ending, NotRun> {
     let agent = |error: std::io::Error| NotRun::Agent(error.to_string());
     let stop = Stop::on_signals().map_err(agent)?;
     process::prepare_host();
-    let settings = settings::resolve(args, global, env)?;
+    let settings = settings::resolve(args, global, env, mask)?;
+    if let Some(after) = settings.stop.timeout {
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            stop.request(StopCause::Timeout {
+                after: after.as_secs(),
+            });
+        });
+    }
     tracing::debug!("configuration:\n{}", settings.config.printable());
 
     let journal = Journal::open(journal::Options {
@@ -94,9 +150,20 @@ async fn attempt(args: &ExecuteArgs, global: &GlobalArgs, env: Variables) -> Res
         terminal: true,
         suppress_carriage_return: settings.suppress_carriage_return,
         setup_to_server: settings.monitoring == Monitoring::Full,
+        mask: mask.clone(),
     })?;
-    match take(&settings, &stop, &journal.console()).await {
-        Ok((session, claimed)) => Ok(carry_out(claimed, settings, session, journal, stop).await),
+    let console = journal.console();
+    let too_short = mask.too_short();
+    if !too_short.is_empty() {
+        console.say(format!(
+            "Note: too short or too common to be hidden in the log: {}",
+            too_short.join(", ")
+        ));
+    }
+    match take(&settings, &stop, &console).await {
+        Ok((session, claimed)) => {
+            Ok(carry_out(claimed, settings, session, journal, stop, timeline).await)
+        }
         Err(not_run) => {
             // What was said so far is shown; there is no server to have it.
             journal.finish(Duration::from_secs(1)).await;
@@ -139,6 +206,7 @@ async fn take(
 fn interrupted(cause: &StopCause) -> NotRun {
     match cause {
         StopCause::Signal(signal) => NotRun::Interrupted(*signal),
+        StopCause::Timeout { .. } => NotRun::Timeout(cause.to_string()),
         StopCause::Server { what } => NotRun::Agent(what.clone()),
     }
 }
@@ -150,14 +218,21 @@ async fn carry_out(
     session: Session,
     journal: Journal,
     stop: Stop,
-) -> u8 {
+    timeline: Arc<Timeline>,
+) -> Ending {
+    timeline.mark(Phase::Claimed);
     let session = Arc::new(session);
+    settings.mask.extend(|secrets| {
+        secrets_of(claimed.task(), settings.job.task_env, secrets);
+    });
     let worker = settings.endpoint.worker.clone();
     let run = Arc::new(Run {
         task: claimed.task().clone(),
         console: journal.console(),
+        journal: journal.clone(),
         session: session.clone(),
         stop: stop.clone(),
+        timeline,
         settings,
     });
     let id = run.task.id.clone();
@@ -181,7 +256,7 @@ async fn carry_out(
     let watching = tokio::spawn(watch(session.clone(), id.clone(), stop.clone()));
 
     // A task of its own: a defect that panics in there still ends here, with a status.
-    let (outcome, run_dir) = tokio::spawn(prepare_and_follow(run.clone(), journal.clone()))
+    let (outcome, run_dir) = tokio::spawn(prepare_and_follow(run.clone()))
         .await
         .unwrap_or_else(|panic| {
             let outcome = Outcome::Failed {
@@ -196,15 +271,19 @@ async fn carry_out(
     if !matches!(outcome, Outcome::Exited { .. } | Outcome::Signalled { .. }) {
         journal.release_setup();
     }
-    let verdict = outcome.verdict();
-    run.console.say(&verdict.last_line);
+    let mut verdict = outcome.verdict(&run.settings.mask);
+    if hides_exit_code(&run.settings, &outcome) {
+        verdict.exit_code = 0;
+    }
+    run.console.say(verdict.last_line.as_str());
     let receipt = journal.finish(run.settings.journal.drain).await;
+    run.timeline.mark(Phase::LogSent);
     if monitoring != Monitoring::Off {
         eprintln!("clearml-agent: {}", receipt.words());
     }
     let message = claim::changed_by(&worker);
     let note = StatusNote {
-        reason: &verdict.reason,
+        reason: verdict.reason.as_str(),
         message: &message,
     };
     match tasks::finish(&session, &id, verdict.status, note).await {
@@ -226,12 +305,42 @@ async fn carry_out(
     if let Err(error) = clean_up.await {
         tracing::debug!(%error, "clean-up");
     }
-    verdict.exit_code
+    Ending {
+        task: id,
+        worker,
+        outcome,
+        verdict,
+        receipt,
+    }
+}
+
+/// What the task itself holds of secrets: passwords in its addresses, and variables that it sets.
+fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
+    if let Some(script) = &task.script {
+        secrets.add_urls("the task's repository", &script.repository);
+        for kind in ["pip", "org_pip", "conda"] {
+            if let Some(list) = script.requirements.text(kind) {
+                secrets.add_urls("the task's packages", &list);
+            }
+        }
+    }
+    if let Some(section) = task.hyperparams.get("Environment").filter(|_| task_env) {
+        let variables = section.iter().map(|(name, p)| (name, &p.value));
+        secrets.add_environment(variables, &[], &|path| std::path::Path::new(path).exists());
+    }
+}
+
+/// `CLEARML_AGENT_PROPAGATE_EXITCODE=0`: with full monitoring, the Python agent's exit code says that it
+/// has done its work, not how the script ended.
+fn hides_exit_code(settings: &Settings, outcome: &Outcome) -> bool {
+    !settings.propagate_exit_code
+        && settings.monitoring == Monitoring::Full
+        && matches!(outcome, Outcome::Exited { .. } | Outcome::Signalled { .. })
 }
 
 /// Code and environment, then the script to its end. The folder is given back to be removed beside
 /// the last calls.
-async fn prepare_and_follow(run: Arc<Run>, journal: Journal) -> (Outcome, Option<RunDir>) {
+async fn prepare_and_follow(run: Arc<Run>) -> (Outcome, Option<RunDir>) {
     let runs_dir = &run.settings.runs_dir;
     let run_dir = match RunDir::create(runs_dir, &run.task.id) {
         Ok(run_dir) => run_dir,
@@ -247,84 +356,8 @@ async fn prepare_and_follow(run: Arc<Run>, journal: Journal) -> (Outcome, Option
         }
     };
     let outcome = match prepare::prepare(&run, &run_dir).await {
-        Ok(prepared) => follow(&run, &journal, prepared).await,
+        Ok(prepared) => follow(&run, prepared).await,
         Err(outcome) => outcome,
     };
     (outcome, Some(run_dir))
-}
-
-/// Starts the script and follows it to its end.
-async fn follow(run: &Run, journal: &Journal, prepared: Prepared) -> Outcome {
-    let Prepared {
-        command,
-        handover,
-        write_back,
-    } = prepared;
-    run.console.say(handover);
-    journal.job_started();
-    if let Some(cause) = run.stop.cause() {
-        return Outcome::Stopped(cause);
-    }
-    let (mut job, output) = match process::spawn(command) {
-        Ok(started) => started,
-        Err(error) => {
-            return Outcome::Failed {
-                stage: Stage::Launch,
-                cause: error.to_string(),
-            };
-        }
-    };
-    let runs_dir = run.settings.runs_dir.clone();
-    tokio::task::spawn_blocking(move || run_dir::remove_leftovers(&runs_dir));
-    let leftovers = tokio::spawn(send_leftovers(
-        run.session.clone(),
-        run.settings.leftovers(),
-    ));
-    // Beside the script: it does not wait for these calls, the status does.
-    let written = tokio::spawn(write_back.send(run.session.clone(), run.task.id.clone()));
-
-    let ending = async {
-        tokio::select! {
-            ended = job.wait() => (ended, None),
-            cause = run.stop.requested() => (job.stop(15, GRACE).await, Some(cause)),
-        }
-    };
-    let (read, (ended, stopped)) = tokio::join!(journal.read_from(output), ending);
-    if let Err(error) = read {
-        run.console.say(format!(
-            "Note: the script's output could not be read to its end: {error}"
-        ));
-    }
-    // What is not sent by now, the next run sends.
-    leftovers.abort();
-    match written.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => run.console.say(format!(
-            "Note: packages and commit could not be recorded in the task: {error}"
-        )),
-        Err(error) => tracing::debug!(%error, "write-back"),
-    }
-    match (stopped, ended) {
-        (Some(cause), _) => Outcome::Stopped(cause),
-        (None, Ended::Exited { code }) => Outcome::Exited { code },
-        (None, Ended::Signalled { signal }) => Outcome::Signalled { signal },
-    }
-}
-
-/// Sends what earlier runs on this machine left in the journals' folder.
-async fn send_leftovers(session: Arc<Session>, of: Option<(PathBuf, String)>) {
-    let Some((dir, machine)) = of else {
-        return;
-    };
-    let whose = sync::Whose::Machine(&machine);
-    let told = sync::send_left(&dir, whose, &session, |sent| match sent.what {
-        sync::What::Done { task, receipt } => eprintln!(
-            "clearml-agent: sent what an earlier run of task {task} had left: {}",
-            receipt.words()
-        ),
-        what => tracing::debug!(path = %sent.path.display(), ?what, "a journal of an earlier run"),
-    });
-    if let Err(error) = told.await {
-        tracing::debug!(%error, "journals of earlier runs");
-    }
 }

@@ -4,12 +4,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::abort_callback::Callback;
 use super::claim::Mode;
 use super::job_env::{Gpus, Variables};
-use super::outcome::exit;
+use super::outcome::{exit, signal_number};
 use crate::api::{Endpoint, Trust};
 use crate::cli::{ExecuteArgs, GlobalArgs, LogLevel};
 use crate::config::{self, Config, ConfigError, Lookup};
+use crate::mask::Mask;
 use crate::python;
 use crate::secret::Secret;
 use crate::source::GitCredentials;
@@ -28,11 +30,16 @@ pub struct Settings {
     /// Where the runs' private folders are made (`agent.venvs_dir`).
     pub runs_dir: PathBuf,
     pub journal: JournalSettings,
+    pub stop: StopSettings,
+    /// `CLEARML_AGENT_PROPAGATE_EXITCODE`.
+    pub propagate_exit_code: bool,
     /// `agent.suppress_carriage_return`.
     pub suppress_carriage_return: bool,
     /// `agent.resource_monitoring.disk_use_path`, or the home folder.
     pub disk: PathBuf,
     pub config: Config,
+    /// What is hidden wherever something leaves the agent.
+    pub mask: Mask,
 }
 
 impl Settings {
@@ -56,6 +63,20 @@ pub struct JobSettings {
     pub config: String,
     /// `agent.enable_task_env`: the task's `Environment` parameters become variables.
     pub task_env: bool,
+}
+
+#[derive(Debug)]
+pub struct StopSettings {
+    /// What the script is sent first (`agent.stop_signal`).
+    pub signal: i32,
+    /// How long it has then (`--grace`).
+    pub grace: Duration,
+    /// How long the whole run may take (`--timeout`).
+    pub timeout: Option<Duration>,
+    /// `CLEARML_AGENT_ABORT_CALLBACK_CMD`.
+    pub callback: Option<Callback>,
+    /// `agent.abort_callback_max_timeout`.
+    pub callback_limit: Duration,
 }
 
 #[derive(Debug)]
@@ -109,11 +130,12 @@ impl SettingsError {
     }
 }
 
-/// Reads the configuration and lays the command line over it.
+/// Reads the configuration and lays the command line over it; what is secret in it is added to `mask`.
 pub fn resolve(
     args: &ExecuteArgs,
     global: &GlobalArgs,
     env: Variables,
+    mask: &Mask,
 ) -> Result<Settings, SettingsError> {
     refuse_what_is_not_built(args)?;
     let home = env.get("HOME").filter(|h| !h.is_empty()).map(PathBuf::from);
@@ -122,9 +144,18 @@ pub fn resolve(
         env: &env,
         home: home.as_deref(),
     })?;
+    let mut secrets = Ok(());
+    mask.extend(|known| {
+        secrets = config.secrets_into(known);
+        if let Some(password) = &args.git_pass {
+            known.add("--git-pass", password);
+        }
+    });
+    secrets?;
     // What the script inherits, and with it every tool that is run for it.
     let mut inherited = env;
     inherited.extend(config.job_variables().clone());
+    let stop = stop_settings(args, &config, &mut inherited)?;
     let gpus = Gpus::from_flags(args.gpus.as_deref(), args.cpu_only);
     let worker = config.worker_id();
     let endpoint = config.endpoint(&worker)?;
@@ -160,6 +191,11 @@ pub fn resolve(
         suppress_carriage_return: config
             .flag("agent.suppress_carriage_return")?
             .unwrap_or(true),
+        stop,
+        propagate_exit_code: inherited
+            .get("CLEARML_AGENT_PROPAGATE_EXITCODE")
+            .and_then(|value| config::bool_of(value))
+            .unwrap_or(true),
         disk: config
             .path("agent.resource_monitoring.disk_use_path")
             .or(home)
@@ -174,6 +210,54 @@ pub fn resolve(
         },
         endpoint,
         config,
+        mask: mask.clone(),
+    })
+}
+
+const CALLBACK: &str = "CLEARML_AGENT_ABORT_CALLBACK_CMD";
+const CALLBACK_TIMEOUT: &str = "CLEARML_AGENT_ABORT_CALLBACK_TIMEOUT";
+
+/// The callback's variable is taken out of `inherited`, and left there under the name by which the
+/// Python agent says that it is registered: an agent in the script is not to run it, too.
+fn stop_settings(
+    args: &ExecuteArgs,
+    config: &Config,
+    inherited: &mut Variables,
+) -> Result<StopSettings, SettingsError> {
+    const SIGNAL: &str = "agent.stop_signal";
+    const LIMIT: &str = "agent.abort_callback_max_timeout";
+    let signal = config.text(SIGNAL).unwrap_or_else(|| "TERM".into());
+    let signal = signal_number(&signal).ok_or_else(|| {
+        SettingsError::Value(format!(
+            "{SIGNAL} is {signal:?}, which is no signal: TERM, INT, USR1 or another name or number"
+        ))
+    })?;
+    let callback = inherited.remove(CALLBACK).filter(|c| !c.trim().is_empty());
+    let callback = match callback {
+        None => None,
+        Some(command) => {
+            let words = shlex::split(&command).ok_or_else(|| {
+                SettingsError::Value(format!(
+                    "{CALLBACK} cannot be split into words, a quote is not closed: {command}"
+                ))
+            })?;
+            inherited.insert(format!("{CALLBACK}_REGISTERED"), command);
+            let timeout = inherited.get(CALLBACK_TIMEOUT);
+            let timeout = timeout.and_then(|t| t.trim().parse().ok()).unwrap_or(180);
+            Some(Callback {
+                words,
+                timeout: Duration::from_secs(timeout),
+            })
+        }
+    };
+    let limit = config.number(LIMIT)?.unwrap_or(1800.0);
+    Ok(StopSettings {
+        signal,
+        grace: Duration::from_secs(args.grace),
+        timeout: args.timeout.map(Duration::from_secs),
+        callback,
+        callback_limit: Duration::try_from_secs_f64(limit)
+            .map_err(|error| SettingsError::Value(format!("{LIMIT} is {limit}: {error}")))?,
     })
 }
 

@@ -1,8 +1,10 @@
 //! The one stop request of a run: whoever asks first gives the reason, everyone sees the same token.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::outcome::StopCause;
@@ -12,7 +14,13 @@ use super::outcome::StopCause;
 pub struct Stop {
     token: CancellationToken,
     cause: Arc<OnceLock<StopCause>>,
+    /// Asked a second time.
+    hurry: CancellationToken,
 }
+
+/// Signals this close together are one request: schedulers and terminals send one to the agent and to
+/// its group, or two kinds of them.
+const ECHO: Duration = Duration::from_millis(200);
 
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
@@ -24,19 +32,38 @@ impl Stop {
     pub fn on_signals() -> std::io::Result<Stop> {
         let stop = Stop::default();
         let ignored = ignored_signals();
+        let (tell, mut arrived) = mpsc::unbounded_channel();
         for number in [SIGHUP, SIGINT, SIGTERM] {
             if ignored & (1 << (number - 1)) != 0 {
                 continue;
             }
             let mut arrivals = signal(SignalKind::from_raw(number))?;
-            let stop = stop.clone();
+            let tell = tell.clone();
             tokio::spawn(async move {
-                while arrivals.recv().await.is_some() {
-                    stop.request(StopCause::Signal(number));
-                }
+                while arrivals.recv().await.is_some() && tell.send(number).is_ok() {}
             });
         }
+        let asked = stop.clone();
+        tokio::spawn(async move {
+            while let Some(number) = arrived.recv().await {
+                asked.signalled(number);
+                tokio::time::sleep(ECHO).await;
+                while arrived.try_recv().is_ok() {}
+            }
+        });
         Ok(stop)
+    }
+
+    fn signalled(&self, number: i32) {
+        if self.cause.get().is_some() {
+            self.hurry.cancel();
+        }
+        self.request(StopCause::Signal(number));
+    }
+
+    /// Resolves when somebody does not want to wait: a signal after the stop was asked for.
+    pub async fn hurried(&self) {
+        self.hurry.cancelled().await;
     }
 
     /// Asks for the stop; only the first cause counts.
@@ -87,5 +114,15 @@ mod tests {
         stop.request(StopCause::Signal(15));
         assert_eq!(stop.requested().await, StopCause::Signal(2));
         assert!(stop.token().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_signal_after_the_request_is_a_hurry() {
+        let stop = Stop::default();
+        stop.signalled(15);
+        assert!(!stop.hurry.is_cancelled());
+        stop.signalled(2);
+        stop.hurried().await;
+        assert_eq!(stop.cause(), Some(StopCause::Signal(15)));
     }
 }

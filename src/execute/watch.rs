@@ -57,7 +57,10 @@ fn reads_as_stop(standing: Option<&Standing>, taken_away: &mut u32) -> Option<St
     *taken_away = if waiting { *taken_away + 1 } else { 0 };
     match standing.status {
         Status::InProgress if standing.status_message.as_deref() == Some(STOPPING) => {
-            Some("aborted on the server".into())
+            Some(match standing.last_changed_by.as_deref() {
+                Some(user) if !user.is_empty() => format!("aborted on the server by user {user}"),
+                _ => "aborted on the server".into(),
+            })
         }
         Status::Stopped | Status::Failed | Status::Closed | Status::Published => Some(format!(
             "its status was set to {} on the server",
@@ -95,6 +98,7 @@ mod tests {
             let standing = Standing {
                 status,
                 status_message: message.map(str::to_owned),
+                last_changed_by: None,
             };
             let said = reads_as_stop(Some(&standing), &mut 0);
             assert_eq!(said.is_some(), stops, "{standing:?}: {said:?}");
@@ -107,10 +111,12 @@ mod tests {
         let reset = Standing {
             status: Status::Created,
             status_message: None,
+            last_changed_by: None,
         };
         let running = Standing {
             status: Status::InProgress,
             status_message: None,
+            last_changed_by: None,
         };
         let mut count = 0;
         for standing in [&reset, &reset, &reset, &running, &reset, &reset, &reset] {

@@ -5,6 +5,9 @@ use std::borrow::Cow;
 
 use super::Amount;
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
+
 /// A longer line is given out in pieces. With its newline one fits a log event of 64 KiB.
 const LONGEST: usize = 64 * 1024 - 1;
 /// How long the beginning of a line is held back in the hope of its end (ms).

@@ -36,10 +36,16 @@ use tokio::time::Instant;
 pub use receipt::{Amount, Receipt};
 pub use uploader::Upload;
 
+#[cfg(fuzzing)]
+pub use frames::fuzzing::lines as fuzz_lines;
+
 use crate::console::Console;
+use crate::mask::Mask;
 use shared::Shared;
 use spool::{About, Reader};
 
+/// A prompt is shown when nothing has followed it for so long.
+const PAUSE: Duration = Duration::from_millis(100);
 /// What a busy job prints is taken in such intervals.
 const GATHER: Duration = Duration::from_millis(5);
 
@@ -60,6 +66,8 @@ pub struct Options {
     pub suppress_carriage_return: bool,
     /// Whether the server gets the set-up part in any case.
     pub setup_to_server: bool,
+    /// What is hidden before anything is kept.
+    pub mask: Mask,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +107,7 @@ impl Journal {
             terminal,
             suppress_carriage_return,
             setup_to_server,
+            mask,
         } = options;
         let spool_error = |cause: io::Error| JournalError::Spool {
             dir: dir.clone(),
@@ -125,7 +134,14 @@ impl Journal {
             Some(stdout) => Some(stdout.try_clone().map_err(spool_error)?),
             None => None,
         };
-        let shared = Arc::new(Shared::new(spool, path, fallback, setup_to_server, limit));
+        let shared = Arc::new(Shared::new(
+            spool,
+            path,
+            fallback,
+            setup_to_server,
+            limit,
+            &mask,
+        ));
         let mut followers = Followers::default();
         if let Some(stdout) = terminal {
             let reader = Reader::open(shared.path()).map_err(spool_error)?;
@@ -186,12 +202,25 @@ impl Journal {
     pub async fn read_from(&self, mut pipe: impl AsyncRead + Unpin) -> io::Result<()> {
         let mut buffer = vec![0; spool::MOST_IN_A_RECORD];
         let mut last = Instant::now();
+        // Whether all that came, and is no beginning of a secret, is kept.
+        let mut settled = true;
         loop {
-            let read = pipe.read(&mut buffer).await?;
+            let reading = pipe.read(&mut buffer);
+            let read = if settled {
+                reading.await?
+            } else if let Ok(read) = tokio::time::timeout(PAUSE, reading).await {
+                read?
+            } else {
+                self.shared.pause();
+                settled = true;
+                continue;
+            };
             if read == 0 {
+                self.shared.settle();
                 return Ok(());
             }
             self.shared.append(&buffer[..read]);
+            settled = false;
             // A job that prints line after line would have the agent woken for each: let some come
             // together in the pipe. A line after a pause goes on at once.
             let now = Instant::now();

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use serde::Serialize;
+
 /// An amount of output. A last line without its newline counts as a line.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Amount {
     pub lines: u64,
     pub bytes: u64,

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use super::clock::Clock;
 use super::spool::{self, About, Left, Progress};
 use super::{Amount, Receipt};
+use crate::mask::{Mask, Masker};
 
 /// How much is read by everybody before its space is given back to the file system.
 const RELEASED_AT_ONCE: u64 = 8 * 1024 * 1024;
@@ -21,6 +22,7 @@ const ROOM: u64 = 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Shared {
     path: PathBuf,
+    mask: Mask,
     state: Mutex<State>,
     /// The state has changed: for the readers with a thread, and for the uploader.
     changed: Condvar,
@@ -32,6 +34,10 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct State {
     spool: File,
+    /// Of what the job prints.
+    masker: Masker,
+    /// What came out of it, to be kept.
+    masked: Vec<u8>,
     clock: Clock,
     /// The end of the last whole record.
     end: u64,
@@ -84,13 +90,14 @@ impl Shared {
         fallback: Option<File>,
         setup_to_server: bool,
         limit: u64,
+        mask: &Mask,
     ) -> Self {
         let progress = Progress {
             part: setup_to_server.then_some(spool::START),
             resume: spool::START,
             ..Progress::default()
         };
-        Self::with(spool, path, fallback, progress, spool::START, limit)
+        Self::with(spool, path, fallback, progress, spool::START, limit, mask)
     }
 
     /// A journal that an earlier run left: closed, and all of it for the server if that was not
@@ -105,7 +112,7 @@ impl Shared {
         } = left;
         let part = *progress.part.get_or_insert(spool::START);
         progress.resume = progress.resume.max(part);
-        let shared = Self::with(file, path, None, progress, end, u64::MAX);
+        let shared = Self::with(file, path, None, progress, end, u64::MAX, &Mask::default());
         {
             let mut state = shared.state();
             state.produced = progress.decided;
@@ -124,11 +131,15 @@ impl Shared {
         progress: Progress,
         end: u64,
         limit: u64,
+        mask: &Mask,
     ) -> Self {
         Self {
             path,
+            mask: mask.clone(),
             state: Mutex::new(State {
                 spool,
+                masker: mask.masker(),
+                masked: Vec::new(),
                 clock: Clock::new(),
                 end,
                 closed: false,
@@ -154,14 +165,38 @@ impl Shared {
         &self.path
     }
 
-    /// Adds output as it came.
+    /// Adds output as it came, but for secrets.
     pub fn append(&self, bytes: &[u8]) {
-        self.write(&mut self.state(), bytes);
+        self.masked(|masker, masked| masker.push(bytes, masked));
+    }
+
+    /// Nothing has come for a while: what is no beginning of a secret is kept.
+    pub fn pause(&self) {
+        self.masked(Masker::flush);
+    }
+
+    /// Nothing more comes of this output.
+    pub fn settle(&self) {
+        self.masked(Masker::finish);
+    }
+
+    /// Keeps what `step` lets out.
+    fn masked(&self, step: impl FnOnce(&mut Masker, &mut Vec<u8>)) {
+        let mut state = self.state();
+        let mut masked = std::mem::take(&mut state.masked);
+        step(&mut state.masker, &mut masked);
+        self.write(&mut state, &masked);
+        masked.clear();
+        state.masked = masked;
+        drop(state);
         self.wake();
     }
 
     /// Adds a line of the agent's own, on a line of its own.
     pub fn say(&self, line: &str) {
+        let line = self.mask.mask(line);
+        let line = line.as_str();
+        self.pause();
         let mut state = self.state();
         let mut text = String::with_capacity(line.len() + 2);
         if !state.at_line_start {

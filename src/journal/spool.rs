@@ -433,7 +433,7 @@ mod tests {
         let held = open_left(&path).unwrap().unwrap();
         assert!(open_left(&path).unwrap().is_none());
         drop(held);
-        assert_eq!(list(dir.path(), None).unwrap(), [path.clone()]);
+        assert_eq!(list(dir.path(), None).unwrap(), [&*path]);
         assert_eq!(list(dir.path(), Some("node.example-1")).unwrap(), [path]);
         assert!(list(dir.path(), Some("node")).unwrap().is_empty());
     }

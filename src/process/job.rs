@@ -85,9 +85,10 @@ pub fn spawn(command: Command) -> Result<(Job, OutputPipe), SpawnError> {
     Ok((job, output))
 }
 
-/// The job's own session (a new process group, and no terminal whose signals could reach or stop
-/// it), and SIGKILL when the agent dies in whatever way.
-fn die_with_the_agent(child: &mut std::process::Command) {
+/// The child's own session (a new process group, and no terminal whose signals could reach or stop
+/// it), and SIGKILL when the agent dies in whatever way: exactly, when the thread that starts the
+/// child ends.
+pub(crate) fn die_with_the_agent(child: &mut std::process::Command) {
     let agent = rustix::process::getpid();
     let prepare = move || {
         rustix::process::setsid()?;

@@ -23,6 +23,7 @@ pub mod usage;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub(crate) use job::die_with_the_agent;
 pub use job::{Job, spawn};
 pub use output::OutputPipe;
 
@@ -79,11 +80,29 @@ fn place(program: &std::path::Path) -> &'static str {
     }
 }
 
-/// Makes this process the one that orphaned descendants come back to, so that a job's daemons are
+/// Keeps secrets out of core dumps, and out of the reach of the user's other processes (their debuggers,
+/// `/proc/PID/environ`). Makes this process the one that orphaned descendants come back to, so that a job's daemons are
 /// found when the job ends. Once, early; without it only those that stay in the job's process group
 /// are found.
 pub fn prepare_host() {
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         tracing::debug!(%error, "not a child subreaper: daemons that a job starts will not be found");
+    }
+    // The agent has secrets in its memory. A job that is started is as it would be by itself.
+    let no_dump = rustix::process::DumpableBehavior::NotDumpable;
+    if let Err(error) = rustix::process::set_dumpable_behavior(no_dump) {
+        tracing::debug!(%error, "a crash would leave a core dump with secrets in it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_leaves_no_core_with_secrets_in_it() {
+        prepare_host();
+        let behaviour = rustix::process::dumpable_behavior().unwrap();
+        assert_eq!(behaviour, rustix::process::DumpableBehavior::NotDumpable);
     }
 }

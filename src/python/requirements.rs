@@ -208,8 +208,9 @@ fn locate(file: &str, reading: &Reading<'_>) -> Option<PathBuf> {
 
 /// Any requirement that is no option.
 fn requirement(line: &str, raw: &str, reading: &Reading<'_>, list: &mut List) -> Option<Line> {
-    static NAMED: LazyLock<Regex> =
-        LazyLock::new(|| pattern(r"^([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^\]]*\])?\s*@\s*(\S.*)$"));
+    static NAMED: LazyLock<Regex> = LazyLock::new(|| {
+        pattern(r"^([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^\]]*\])?\s*@\s*([^\s#].*)$")
+    });
     if let Some(named) = NAMED.captures(line) {
         return Some(named_reference(
             &named[1],
@@ -392,9 +393,9 @@ fn package(line: &str, list: &mut List) -> Option<Line> {
         pattern(
             r"(?x)^ (?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?) \s*
             (?P<extras>\[[^\]]*\])? \s*
-            (?P<specs>\(?\s* (?:(?:===|~=|==|!=|<=|>=|<|>)\s*[^\s,;()]+\s*,?\s*)* \)?) \s*
+            (?P<specs>\(?\s* (?:(?:===|~=|==|!=|<=|>=|<|>)\s*[A-Za-z0-9_.*+!-]+\s*,?\s*)* \)?) \s*
             (?P<marker>;[^\\]*?)? \s*
-            (?P<hashes>(?:--hash[=\s]\S+\s*)*) $",
+            (?P<hashes>(?:--hash[=\s][a-z0-9]+:[0-9A-Fa-f]+\s*)*) $",
         )
     });
     let found = PACKAGE.captures(line)?;

@@ -1,5 +1,5 @@
 //! Runs uv, pip and their like: own process group, one pipe for both streams, each line masked
-//! and said at once, the last ones kept for the error.
+//! and said at once, the last ones kept for the error. They die with the agent, as a job does.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{PythonError, Variables};
 use crate::console::Console;
+use crate::process::die_with_the_agent;
 use crate::secret::mask_url_password;
 
 /// How many lines are kept for the error.
@@ -64,8 +65,9 @@ pub async fn run(
         .stdin(Stdio::null())
         .stdout(writer.try_clone().map_err(failed)?)
         .stderr(writer)
-        .process_group(0)
         .kill_on_drop(true);
+    // This thread is one of the runtime's, which last as long as the agent.
+    die_with_the_agent(command.as_std_mut());
     let mut child = command.spawn().map_err(failed)?;
     // It holds the writing end, and the end of the output would never be seen.
     drop(command);

@@ -74,6 +74,7 @@ pub(super) fn apply(root: &Path, patches: &[FilePatch]) -> Result<Applied, Apply
         match compute(root, &patches, matching) {
             Ok(files) => {
                 let count = files.len();
+                can_be_written(root, &files)?;
                 write(root, files)?;
                 return Ok(applied(count, false));
             }
@@ -450,6 +451,52 @@ fn is_absent(error: &io::Error) -> bool {
     )
 }
 
+/// Linux's limits, with room for the folder that the code is in.
+const LONGEST_NAME: usize = 255;
+const LONGEST_PATH: usize = 3_000;
+
+/// Refuses changes that no file system takes: written one after the other, some would be made and the
+/// rest not.
+fn can_be_written(root: &Path, outcome: &Outcome) -> Result<(), ApplyError> {
+    let stays = |path: &Path| match outcome.iter().find(|(p, _)| Path::new(p) == path) {
+        Some((_, state)) => state.is_some(),
+        None => fs::symlink_metadata(root.join(path)).is_ok_and(|found| !found.is_dir()),
+    };
+    let written = outcome
+        .iter()
+        .filter_map(|(path, state)| Some((path, state.as_ref()?)));
+    for (path, state) in written {
+        let refused = |problem| {
+            Err(ApplyError::Path {
+                file: path.clone(),
+                problem,
+            })
+        };
+        if path.len() > LONGEST_PATH || path.split('/').any(|name| name.len() > LONGEST_NAME) {
+            return refused("its name is too long");
+        }
+        let target = &state.content;
+        if state.mode == Mode::Symlink
+            && (target.is_empty() || target.len() > LONGEST_PATH || target.contains(&0))
+        {
+            return refused("it would be a symbolic link to no possible path");
+        }
+        let path_of_file = Path::new(path);
+        let below = |(other, state): (&String, &Option<FileState>)| {
+            state.is_none() && Path::new(other).starts_with(path_of_file)
+        };
+        let is_folder = fs::symlink_metadata(root.join(path)).is_ok_and(|found| found.is_dir());
+        let parents = path_of_file.ancestors().skip(1);
+        let in_a_file = parents
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .any(stays);
+        if in_a_file || is_folder && !outcome.iter().any(|(p, s)| below((p, s))) {
+            return refused("it would be a file and a folder at once");
+        }
+    }
+    Ok(())
+}
+
 fn write(root: &Path, outcome: Outcome) -> Result<(), ApplyError> {
     let failed = |path: &str| {
         let file = path.to_owned();
@@ -504,5 +551,36 @@ fn write_file(full: &Path, state: &FileState) -> io::Result<()> {
     match wanted == permissions {
         true => Ok(()),
         false => fs::set_permissions(full, fs::Permissions::from_mode(wanted)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::diff;
+
+    #[test]
+    fn changes_that_exclude_each_other_change_nothing() {
+        let new = |path: &str| {
+            format!(
+                "diff --git a/{path} b/{path}\nnew file mode 100644\n--- /dev/null\n+++ b/{path}\n\
+                 @@ -0,0 +1 @@\n+x\n"
+            )
+        };
+        let long = "n".repeat(256);
+        for paths in [["b", "b/n"], ["c", "a/n"], ["c", "d"], ["c", &long]] {
+            let root = tempfile::tempdir().unwrap();
+            fs::write(root.path().join("a"), "a file\n").unwrap();
+            fs::create_dir(root.path().join("d")).unwrap();
+            fs::write(root.path().join("d/e"), "in a folder\n").unwrap();
+            let patches = diff::parse(&paths.map(new).concat()).unwrap();
+            apply(root.path(), &patches).unwrap_err();
+            let mut left: Vec<_> = fs::read_dir(root.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
+            left.sort();
+            assert_eq!(left, ["a", "d"], "{paths:?}");
+        }
     }
 }

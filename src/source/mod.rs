@@ -10,6 +10,8 @@ mod diff;
 mod diff_names;
 mod entry_point;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod lfs;
 mod mirror;
 mod nearest;

@@ -240,13 +240,18 @@ impl Parser<'_> {
         let mut path = vec![];
         // The segment being read; none right after a dot, so that `a..b` has two.
         let mut segment: Option<String> = None;
+        // What of it was in quotes: blanks there are meant.
+        let mut quoted = 0;
         loop {
             match self.peek() {
                 Some('"') => {
                     let text = self.quoted()?;
-                    segment.get_or_insert_default().push_str(&text);
+                    let segment = segment.get_or_insert_default();
+                    segment.push_str(&text);
+                    quoted = segment.len();
                 }
                 Some('.') => {
+                    quoted = 0;
                     self.at += 1;
                     path.extend(segment.take());
                 }
@@ -259,7 +264,10 @@ impl Parser<'_> {
                 _ => break,
             }
         }
-        path.extend(segment.map(|s| s.trim_end().to_owned()));
+        path.extend(segment.map(|mut segment| {
+            segment.truncate(segment.trim_end().len().max(quoted));
+            segment
+        }));
         match path.is_empty() {
             true => Err(self.expected("a key").into()),
             false => Ok(path),

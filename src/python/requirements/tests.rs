@@ -112,6 +112,8 @@ fn lines_are_made_alike_for_uv_and_pip() {
         ),
         ("torch==2.3.1+cu121", "torch==2.3.1"),
         ("torch>=2,<3", "torch>=2,<3"),
+        ("name @ #git.//h", "error"),
+        ("name!=x@h", "error"),
     ] {
         if expected == "error" {
             assert!(repository.parse(text).is_err(), "{text}");

@@ -1,0 +1,140 @@
+//! The script from its start to its end: what it prints goes to the journal, a stop request goes to it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::abort_callback;
+use super::outcome::{Outcome, Stage, StopCause, signal_name};
+use super::prepare::Prepared;
+use super::run::Run;
+use super::run_dir;
+use super::timeline::Phase;
+use crate::api::Session;
+use crate::journal::sync;
+use crate::process::{self, Ended, Job};
+
+const SIGKILL: i32 = 9;
+
+/// Starts the script and follows it to its end.
+pub(super) async fn follow(run: &Run, prepared: Prepared) -> Outcome {
+    let Prepared {
+        command,
+        handover,
+        write_back,
+    } = prepared;
+    run.console.say(handover);
+    run.journal.job_started();
+    if let Some(cause) = run.stop.cause() {
+        return Outcome::Stopped(cause);
+    }
+    let callback = abort_callback::Place {
+        env: command.env.clone(),
+        working_dir: command.working_dir.clone(),
+    };
+    let (mut job, output) = match process::spawn(command) {
+        Ok(started) => started,
+        Err(error) => {
+            return Outcome::Failed {
+                stage: Stage::Launch,
+                cause: error.to_string(),
+            };
+        }
+    };
+    run.timeline.mark(Phase::ScriptStarted);
+    let runs_dir = run.settings.runs_dir.clone();
+    tokio::task::spawn_blocking(move || run_dir::remove_leftovers(&runs_dir));
+    let leftovers = tokio::spawn(send_leftovers(
+        run.session.clone(),
+        run.settings.leftovers(),
+    ));
+    // Beside the script: it does not wait for these calls, the status does.
+    let written = tokio::spawn(write_back.send(run.session.clone(), run.task.id.clone()));
+    let registered = abort_callback::register(run);
+
+    let ending = async {
+        let ended = tokio::select! {
+            ended = job.wait() => (ended, None),
+            cause = run.stop.requested() => {
+                (stop(run, &mut job, &cause, &callback).await, Some(cause))
+            }
+        };
+        run.timeline.mark(Phase::ScriptEnded);
+        ended
+    };
+    let (read, (ended, stopped), ()) =
+        tokio::join!(run.journal.read_from(output), ending, registered);
+    if let Err(error) = read {
+        run.console.say(format!(
+            "Note: the script's output could not be read to its end: {error}"
+        ));
+    }
+    // What is not sent by now, the next run sends.
+    leftovers.abort();
+    match written.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => run.console.say(format!(
+            "Note: packages and commit could not be recorded in the task: {error}"
+        )),
+        Err(error) => tracing::debug!(%error, "write-back"),
+    }
+    match (stopped, ended) {
+        (Some(cause), _) => Outcome::Stopped(cause),
+        (None, Ended::Exited { code }) => Outcome::Exited { code },
+        (None, Ended::Signalled { signal }) => Outcome::Signalled { signal },
+    }
+}
+
+/// Ends the job: the abort callback where the stop is the server's, the signal, the grace, SIGKILL. A
+/// second request for a stop leaves the waiting out.
+async fn stop(
+    run: &Run,
+    job: &mut Job,
+    cause: &StopCause,
+    callback: &abort_callback::Place,
+) -> Ended {
+    let settings = &run.settings.stop;
+    if let StopCause::Server { .. } = cause {
+        tokio::select! {
+            () = abort_callback::run(run, callback) => {}
+            // It may end by itself when its callback is done.
+            ended = job.wait() => return ended,
+            () = run.stop.hurried() => {}
+        }
+    }
+    run.console.say(format!(
+        "Stopping the script ({cause}): {}, and SIGKILL if it still runs after {} s",
+        signal_name(settings.signal),
+        settings.grace.as_secs()
+    ));
+    let ended = tokio::select! {
+        ended = job.stop(settings.signal, settings.grace) => Some(ended),
+        () = run.stop.hurried() => None,
+    };
+    match ended {
+        Some(ended) => ended,
+        None => {
+            run.console
+                .say("Asked to stop a second time: SIGKILL at once");
+            job.stop(SIGKILL, Duration::ZERO).await
+        }
+    }
+}
+
+/// Sends what earlier runs on this machine left in the journals' folder.
+async fn send_leftovers(session: Arc<Session>, of: Option<(PathBuf, String)>) {
+    let Some((dir, machine)) = of else {
+        return;
+    };
+    let whose = sync::Whose::Machine(&machine);
+    let told = sync::send_left(&dir, whose, &session, |sent| match sent.what {
+        sync::What::Done { task, receipt } => eprintln!(
+            "clearml-agent: sent what an earlier run of task {task} had left: {}",
+            receipt.words()
+        ),
+        what => tracing::debug!(path = %sent.path.display(), ?what, "a journal of an earlier run"),
+    });
+    if let Err(error) = told.await {
+        tracing::debug!(%error, "journals of earlier runs");
+    }
+}

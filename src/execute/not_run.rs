@@ -1,0 +1,71 @@
+//! Why a run ended before its task was taken.
+
+use super::claim::Refused;
+use super::outcome::{exit, for_signal, signal_name};
+use super::result::Reason;
+use super::settings::SettingsError;
+use crate::api::ApiError;
+use crate::journal::JournalError;
+
+/// Why no script was started and no task was touched (or the claim itself could not be finished).
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotRun {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Log(#[from] JournalError),
+    #[error("cannot write the result file {path}: {cause} (given by --result)")]
+    ResultFile { path: String, cause: std::io::Error },
+    #[error(transparent)]
+    Login(ApiError),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("stopped by {} before the task was taken: it is as it was", signal_name(*.0))]
+    Interrupted(i32),
+    #[error("{0}, before the task was taken: it is as it was")]
+    Timeout(String),
+    #[error("{0}")]
+    Agent(String),
+}
+
+impl NotRun {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            NotRun::Settings(error) => error.exit_code(),
+            NotRun::Log(_) | NotRun::ResultFile { .. } => exit::CANNOT_WRITE,
+            NotRun::Login(error) | NotRun::Refused(Refused::Api(error)) => exit::for_api(error),
+            NotRun::Refused(Refused::NoSuchTask { .. }) => exit::NOT_FOUND,
+            NotRun::Refused(_) => exit::NOT_CLAIMED,
+            NotRun::Interrupted(signal) => for_signal(*signal),
+            NotRun::Timeout(_) => exit::TIMEOUT,
+            NotRun::Agent(_) => exit::AGENT,
+        }
+    }
+
+    pub fn reason(&self) -> Reason {
+        match self {
+            NotRun::Settings(_) => Reason::ConfigInvalid,
+            NotRun::Log(_) | NotRun::ResultFile { .. } => Reason::LogFileFailed,
+            NotRun::Login(error) | NotRun::Refused(Refused::Api(error)) => match error {
+                ApiError::Unauthorized { .. } | ApiError::Refused { code: 403, .. } => {
+                    Reason::NotAllowed
+                }
+                ApiError::Setup { .. } | ApiError::NotAnApiServer { .. } => Reason::ConfigInvalid,
+                ApiError::Refused { .. } => Reason::Refused,
+                ApiError::Unreachable { .. } | ApiError::UnexpectedAnswer { .. } => {
+                    Reason::NoServer
+                }
+            },
+            NotRun::Refused(refused) => match refused {
+                Refused::NoSuchTask { .. } => Reason::NotFound,
+                Refused::NotQueued { .. } => Reason::NotQueued,
+                Refused::TakenByAnother { .. } => Reason::TakenByAnother,
+                Refused::ReadOnly { .. } => Reason::ReadOnly,
+                Refused::Api(_) => Reason::Refused,
+            },
+            NotRun::Interrupted(_) => Reason::Interrupted,
+            NotRun::Timeout(_) => Reason::Timeout,
+            NotRun::Agent(_) => Reason::AgentFailed,
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! `--result FILE`: how the run ended, for programs.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::outcome::{Outcome, Stage, StopCause};
+use super::timeline::Timeline;
+use crate::api::tasks::FinalStatus;
+use crate::journal::{Amount, Receipt};
+use crate::mask::Masked;
+
+/// Why a run ended as it did: what a scheduler decides on. Names stay; new ones may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The script ended with 0.
+    Completed,
+    /// The script ended with another code.
+    Failed,
+    /// A signal that is not the agent's ended the script.
+    Signalled,
+    /// The agent got a signal and stopped the run.
+    Interrupted,
+    /// Stopped on the server: aborted, reset, or deleted there.
+    Aborted,
+    /// `--timeout`.
+    Timeout,
+    /// The task asks for something that nobody can run.
+    TaskInvalid,
+    CheckoutFailed,
+    EnvFailed,
+    LaunchFailed,
+    /// A defect or a limit of the agent or its machine.
+    AgentFailed,
+    /// `--require-queue`, and the task waits in no queue.
+    NotQueued,
+    /// `--require-queue`, and another agent was faster.
+    TakenByAnother,
+    NotFound,
+    /// The task is published.
+    ReadOnly,
+    NoServer,
+    NotAllowed,
+    /// The server understood a call and refused it.
+    Refused,
+    ConfigInvalid,
+    LogFileFailed,
+}
+
+impl From<&Outcome> for Reason {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Exited { code: 0 } => Reason::Completed,
+            Outcome::Exited { .. } => Reason::Failed,
+            Outcome::Signalled { .. } => Reason::Signalled,
+            Outcome::Stopped(StopCause::Signal(_)) => Reason::Interrupted,
+            Outcome::Stopped(StopCause::Server { .. }) => Reason::Aborted,
+            Outcome::Stopped(StopCause::Timeout { .. }) => Reason::Timeout,
+            Outcome::Failed { stage, .. } => match stage {
+                Stage::Task => Reason::TaskInvalid,
+                Stage::Checkout => Reason::CheckoutFailed,
+                Stage::Environment => Reason::EnvFailed,
+                Stage::Launch => Reason::LaunchFailed,
+                Stage::Agent => Reason::AgentFailed,
+            },
+        }
+    }
+}
+
+/// The file's one object.
+#[derive(Debug, Serialize)]
+pub struct RunResult<'a> {
+    /// The task that was run: the copy, with `--clone`.
+    pub task: String,
+    /// Null where the configuration was not understood, or the task not taken.
+    pub worker: Option<String>,
+    /// What the task's status was set to; null where the task was not taken.
+    pub status: Option<FinalStatus>,
+    pub reason: Reason,
+    /// The reason in words, as in the task's status.
+    pub message: Masked,
+    /// The agent's own.
+    pub exit_code: u8,
+    /// How the script ended, where it was started and was not stopped.
+    pub script: Script,
+    pub times: &'a Timeline,
+    pub log: Option<Log>,
+    pub agent_version: &'static str,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Script {
+    pub exit_code: Option<i32>,
+    pub signal: Option<i32>,
+}
+
+impl From<&Outcome> for Script {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Exited { code } => Script {
+                exit_code: Some(*code),
+                signal: None,
+            },
+            Outcome::Signalled { signal } => Script {
+                exit_code: None,
+                signal: Some(*signal),
+            },
+            Outcome::Stopped(_) | Outcome::Failed { .. } => Script::default(),
+        }
+    }
+}
+
+/// What became of the log.
+#[derive(Debug, Serialize)]
+pub struct Log {
+    produced: Amount,
+    on_server: Amount,
+    lost: Amount,
+    /// The journal that `clearml-agent sync` can still send.
+    kept_in: Option<PathBuf>,
+}
+
+impl From<&Receipt> for Log {
+    fn from(receipt: &Receipt) -> Self {
+        Log {
+            produced: receipt.produced,
+            on_server: receipt.accepted,
+            lost: receipt.lost(),
+            kept_in: receipt.spool.clone(),
+        }
+    }
+}
+
+/// Where the result goes. Made before anything runs, so that a place that cannot be written is told in
+/// time.
+#[derive(Debug)]
+pub struct ResultFile {
+    path: PathBuf,
+    folder: PathBuf,
+}
+
+impl ResultFile {
+    /// Takes away an older result, which could be mistaken for this run's.
+    pub fn at(path: &Path) -> std::io::Result<Self> {
+        let path = std::path::absolute(path)?;
+        let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
+        tempfile::Builder::new()
+            .prefix(".result-")
+            .tempfile_in(&folder)?;
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(Self { path, folder }),
+        }
+    }
+
+    /// Writes it in one step: whoever sees the file sees all of it.
+    pub fn write(&self, result: &RunResult<'_>) -> std::io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(result)?;
+        text.push(b'\n');
+        let mut file = tempfile::Builder::new()
+            .prefix(".result-")
+            .tempfile_in(&self.folder)?;
+        file.write_all(&text)?;
+        file.persist(&self.path)?;
+        Ok(())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
