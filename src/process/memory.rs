@@ -379,7 +379,7 @@ mod tests {
     #[test]
     fn a_container_does_not_see_what_is_around_it() {
         let hierarchy = Hierarchy::new(Version::V2);
-        // Recorded in a container of a pod, Linux 6.1; every group but the root has cgroup.events.
+        // Every group but the root has cgroup.events.
         hierarchy.write(
             "",
             &[
