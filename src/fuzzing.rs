@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use serde::Serialize as _;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
@@ -54,15 +55,17 @@ pub fn masking(input: &[u8]) {
         return;
     };
     let pieces = pieces(*most, whole);
-    let mut secrets = Secrets::new();
-    for secret in SECRETS {
-        secrets.add("A_SECRET", secret);
-    }
-    let mask = Mask::new(secrets);
-    let once = masked(mask.masker(), &[whole], false);
-    assert_eq!(once, masked(mask.masker(), &pieces, false));
-    assert_eq!(once, masked(mask.masker(), &[&once], false));
-    let paused = masked(mask.masker(), &pieces, true);
+    static MASK: LazyLock<Mask> = LazyLock::new(|| {
+        let mut secrets = Secrets::new();
+        for secret in SECRETS {
+            secrets.add("A_SECRET", secret);
+        }
+        Mask::new(secrets)
+    });
+    let once = masked(MASK.masker(), &[whole], false);
+    assert_eq!(once, masked(MASK.masker(), &pieces, false));
+    assert_eq!(once, masked(MASK.masker(), &[&once], false));
+    let paused = masked(MASK.masker(), &pieces, true);
     for hidden in HIDDEN {
         for text in [&once, &paused] {
             let shown = text.windows(hidden.len()).any(|w| w == hidden.as_bytes());
@@ -96,9 +99,12 @@ pub fn hocon(input: &[u8]) {
             json.serialize(&mut Serializer::with_formatter(&mut written, Escapes))
                 .expect("JSON in memory");
             let written = String::from_utf8(written).expect("JSON is text");
-            let again = hocon::parse_text("again", &written, &env)
-                .unwrap_or_else(|e| panic!("what was written is not read: {e}"));
-            assert_eq!(again.to_json(), json);
+            match hocon::parse_text("again", &written, &env) {
+                Ok(again) => assert_eq!(again.to_json(), json),
+                // Substitutions make deeper sections than may be written.
+                Err(e) if e.to_string().contains("levels of nesting") => {}
+                Err(e) => panic!("what was written is not read: {e}"),
+            }
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
@@ -171,13 +177,15 @@ fn assert_address_stays(line: &str, list: &List) {
     }
     for package in &list.lines {
         if let Line::Package { text, .. } = package {
-            // `name @ address`; a marker may have an `@`, too.
+            // `name[extras] @ address`, and no `@` in extras, a version, a marker or a hash.
             let said = list
                 .notes
                 .iter()
                 .any(|note| note.contains("not on this machine"));
-            let place = line.split([';', '#']).next().unwrap_or_default();
-            assert!(said || !place.contains('@'), "{line:?} became {text:?}");
+            let (name, _) = line.split_once('@').unwrap_or(("=", ""));
+            let names_a_place = !name.contains(['=', '<', '>', '~', '!', ';', '#', ':'])
+                && name.contains('[') == name.contains(']');
+            assert!(said || !names_a_place, "{line:?} became {text:?}");
         }
     }
 }

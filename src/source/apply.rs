@@ -133,11 +133,11 @@ fn compute(root: &Path, patches: &[&FilePatch], matching: Matching) -> Result<Ou
         let before = match &patch.old {
             None => None,
             Some(old) => {
-                check_parents(root, old, &outcome)?;
                 // Renames and copies are of the file as it was before the whole patch.
                 let earlier = outcome.get(old).filter(|_| !moved).cloned();
                 let state = match earlier {
                     Some(state) => state,
+                    None if is_behind_link(root, old) => return Err(behind_link(old)),
                     None => read(root, old)?,
                 };
                 if state.is_none() && !(patch.only_adds() && patch.old == patch.new) {
@@ -147,7 +147,6 @@ fn compute(root: &Path, patches: &[&FilePatch], matching: Matching) -> Result<Ou
             }
         };
         if let Some(new) = patch.new.as_deref().filter(|_| patch.old != patch.new) {
-            check_parents(root, new, &outcome)?;
             let there = match outcome.get(new) {
                 Some(state) => state.is_some(),
                 None => !leaving.contains(new) && exists(root, new)?,
@@ -189,6 +188,10 @@ fn compute(root: &Path, patches: &[&FilePatch], matching: Matching) -> Result<Ou
                 outcome.insert(old.clone(), None);
             }
         }
+    }
+    // At the end, because any part of the patch may put a link where an earlier one has put a folder.
+    for (path, _) in outcome.iter().filter(|(_, state)| state.is_some()) {
+        check_parents(root, path, &outcome)?;
     }
     Ok(outcome)
 }
@@ -395,16 +398,26 @@ fn check_parents(root: &Path, path: &str, outcome: &Outcome) -> Result<(), Apply
         let link = match planned {
             Some(Some(state)) => state.mode == Mode::Symlink,
             Some(None) => false,
-            None => fs::symlink_metadata(root.join(&parent)).is_ok_and(|meta| meta.is_symlink()),
+            None => root.join(&parent).is_symlink(),
         };
         if link {
-            return Err(ApplyError::Path {
-                file: path.to_owned(),
-                problem: "lies behind a symbolic link",
-            });
+            return Err(behind_link(path));
         }
     }
     Ok(())
+}
+
+/// Whether the way to `path` leads through a symbolic link as things are now.
+fn is_behind_link(root: &Path, path: &str) -> bool {
+    let mut parents = Path::new(path).ancestors().skip(1);
+    parents.any(|parent| parent != Path::new("") && root.join(parent).is_symlink())
+}
+
+fn behind_link(path: &str) -> ApplyError {
+    ApplyError::Path {
+        file: path.to_owned(),
+        problem: "lies behind a symbolic link",
+    }
 }
 
 fn read(root: &Path, path: &str) -> Result<Option<FileState>, ApplyError> {
@@ -440,8 +453,9 @@ fn read(root: &Path, path: &str) -> Result<Option<FileState>, ApplyError> {
 }
 
 fn exists(root: &Path, path: &str) -> Result<bool, ApplyError> {
-    // A folder in the way is one that only holds what the patch removes, or writing says so.
-    read(root, path).map(|state| state.is_some())
+    // A folder in the way is one that only holds what the patch removes, or `can_be_written` says so;
+    // what lies behind a link is none of the checkout's.
+    Ok(!is_behind_link(root, path) && read(root, path)?.is_some())
 }
 
 fn is_absent(error: &io::Error) -> bool {
@@ -582,5 +596,54 @@ mod tests {
             left.sort();
             assert_eq!(left, ["a", "d"], "{paths:?}");
         }
+    }
+
+    fn link(path: &str, target: &str) -> String {
+        format!(
+            "diff --git a/{path} b/{path}\nnew file mode 120000\n--- /dev/null\n+++ b/{path}\n\
+             @@ -0,0 +1 @@\n+{target}\n\\ No newline at end of file\n"
+        )
+    }
+
+    #[test]
+    fn no_link_of_the_patch_leads_out() {
+        let new = |path: &str| {
+            format!(
+                "diff --git a/{path} b/{path}\nnew file mode 100644\n--- /dev/null\n+++ b/{path}\n\
+                 @@ -0,0 +1 @@\n+evil\n"
+            )
+        };
+        for changes in [
+            // In either order, and under another spelling.
+            link("x", "..") + &new("x/evil"),
+            new("x/evil") + &link("x", ".."),
+            link("./x", "..") + &new("x/evil"),
+            new("./x/evil") + &link("x", ".."),
+            link("d/.//x", "../..") + &new("d/x/evil"),
+        ] {
+            let base = tempfile::tempdir().unwrap();
+            let root = base.path().join("root");
+            fs::create_dir(&root).unwrap();
+            let refusal = apply(&root, &diff::parse(&changes).unwrap()).unwrap_err();
+            assert!(
+                matches!(refusal, ApplyError::Path { .. }),
+                "{changes}: {refusal}"
+            );
+            assert!(!base.path().join("evil").exists(), "{changes}");
+            assert!(fs::read_dir(&root).unwrap().next().is_none(), "{changes}");
+        }
+    }
+
+    #[test]
+    fn a_folder_becomes_a_link() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("d")).unwrap();
+        fs::write(root.path().join("d/b"), "b\n").unwrap();
+        let gone = "diff --git a/d/b b/d/b\ndeleted file mode 100644\n--- a/d/b\n+++ /dev/null\n\
+                    @@ -1 +0,0 @@\n-b\n";
+        let changes = link("d", "elsewhere") + gone;
+        apply(root.path(), &diff::parse(&changes).unwrap()).unwrap();
+        let target = fs::read_link(root.path().join("d")).unwrap();
+        assert_eq!(target, Path::new("elsewhere"));
     }
 }

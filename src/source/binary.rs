@@ -28,7 +28,7 @@ pub(super) fn decode(header: &str, lines: &[&str]) -> Result<Payload, &'static s
     let mut content = Vec::new();
     flate2::read::ZlibDecoder::new(deflated.as_slice())
         // One more than it should be shows a wrong size without unpacking without end.
-        .take(size as u64 + 1)
+        .take((size as u64).saturating_add(1))
         .read_to_end(&mut content)
         .map_err(|_| "the content of a binary patch is damaged")?;
     if content.len() != size {
@@ -135,6 +135,7 @@ mod tests {
         for (header, lines) in [
             ("literal", vec![]),
             ("literal x", vec![]),
+            ("literal 18446744073709551615", vec!["HcmV?d00001"]),
             ("literal 3", vec!["!"]),
             ("literal 3", vec!["Dabc"]),
             ("other 0", vec![]),

@@ -2,7 +2,7 @@
 //! unified diffs. Only text is looked at here; `apply` meets the files.
 
 use super::binary::{self, Payload};
-use super::diff_names::{HeaderNames, file_line, plain_names, unquoted};
+use super::diff_names::{HeaderNames, file_line, plain_names, tidy, unquoted};
 
 /// One file's changes.
 #[derive(Debug, Clone, PartialEq)]
@@ -168,6 +168,9 @@ pub(super) fn parse(text: &str) -> Result<Vec<FilePatch>, ParseError> {
     }
 }
 
+/// So many lines of context a hunk may have lost at its end; git writes three if it isn't told otherwise.
+const MOST_CONTEXT: usize = 100;
+
 /// How git abbreviates the id of the empty blob at its shortest.
 const EMPTY_BLOB: &str = "e69de29";
 
@@ -281,8 +284,8 @@ impl<'t> Reader<'t> {
             old_mode = Some(Mode::Submodule);
         }
         Ok(FilePatch {
-            old: old.filter(|_| !created),
-            new: new.filter(|_| !deleted),
+            old: old.filter(|_| !created).map(|name| tidy(&name)),
+            new: new.filter(|_| !deleted).map(|name| tidy(&name)),
             copied,
             old_mode,
             new_mode,
@@ -304,6 +307,7 @@ impl<'t> Reader<'t> {
         let plus = name(self.header());
         self.at += 1;
         let (old, new) = plain_names(&minus, &plus);
+        let (old, new) = (tidy(&old), tidy(&new));
         let body = Body::Hunks(self.hunks()?);
         Ok(FilePatch {
             old: (minus != "/dev/null").then(|| match plus == "/dev/null" {
@@ -334,7 +338,7 @@ impl<'t> Reader<'t> {
             while old_left > 0 || new_left > 0 {
                 let Some(line) = self.peek() else {
                     // A text field that was stripped at its end lost its blank context lines.
-                    if old_left == new_left {
+                    if old_left == new_left && old_left <= MOST_CONTEXT {
                         lines.extend(std::iter::repeat_n(
                             Line {
                                 kind: Kind::Context,
@@ -446,10 +450,12 @@ fn no_newline(lines: &mut [Line]) {
 
 /// `@@ -1,2 +3,4 @@`: start and length of both sides.
 fn ranges(header: &str) -> Option<(usize, usize, usize, usize)> {
+    // No file has more lines than 32 bits count, and sums of these do not overflow.
+    let number = |text: &str| text.parse::<u32>().ok().map(|number| number as usize);
     let range = |text: &str| -> Option<(usize, usize)> {
         match text.split_once(',') {
-            Some((start, length)) => Some((start.parse().ok()?, length.parse().ok()?)),
-            None => Some((text.parse().ok()?, 1)),
+            Some((start, length)) => Some((number(start)?, number(length)?)),
+            None => Some((number(text)?, 1)),
         }
     };
     let (ranges, _) = header.strip_prefix("@@ -")?.split_once(" @@")?;
@@ -562,6 +568,29 @@ mod tests {
     }
 
     #[test]
+    fn one_file_has_one_spelling() {
+        let hunk = "@@ -1 +1 @@\n-a\n+b\n";
+        for (path, expected) in [
+            ("./x", "x"),
+            (".//x", "x"),
+            ("d/.//x", "d/x"),
+            ("d/..x/.y", "d/..x/.y"),
+            // These are refused where they are to be applied.
+            ("../x", "../x"),
+            ("d/./../x", "d/../x"),
+        ] {
+            for header in [
+                format!("--- a/{path}\n+++ b/{path}\n"),
+                format!("diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n"),
+            ] {
+                let name = Some(expected.to_owned());
+                let found = names(&format!("{header}{hunk}"));
+                assert_eq!(found, [(name.clone(), name)], "{header}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_said_with_its_line() {
         for (text, said) in [
             ("hello\n", "line 1: no file's changes"),
@@ -578,6 +607,15 @@ mod tests {
                 "line 5: the hunk of line 3 is shorter",
             ),
             ("diff --cc x\n", "unfinished merge"),
+            // More lines than could have been lost, and than a file has.
+            (
+                "--- a/x\n+++ b/x\n@@ -1,400000 +1,400000 @@\n",
+                "the hunk of line 3 is cut off",
+            ),
+            (
+                "--- a/x\n+++ b/x\n@@ -1,3 +18446744073709551615,3 @@\n 1\n",
+                "line 3: not a hunk header",
+            ),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(said), "{text:?}: {error}");

@@ -78,6 +78,18 @@ pub(super) fn plain_names(minus: &str, plus: &str) -> (String, String) {
     }
 }
 
+/// One spelling for each path: `./a//b` is `a/b`. What could lead elsewhere stays, to be refused.
+pub(super) fn tidy(path: &str) -> String {
+    let last = path.matches('/').count();
+    let parts = path.split('/').enumerate();
+    let kept = parts.filter(|(at, part)| match *part {
+        "." => false,
+        "" => *at == 0 || *at == last,
+        _ => true,
+    });
+    kept.map(|(_, part)| part).collect::<Vec<_>>().join("/")
+}
+
 /// Takes off git's C-style quotes.
 pub(super) fn unquoted(text: &str) -> String {
     let Some(inner) = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) else {

@@ -142,7 +142,7 @@ impl Parser<'_> {
     /// `{ … }`
     fn object(&mut self) -> Parsed<Fields> {
         let open = self.at;
-        self.enter()?;
+        self.enter(1)?;
         self.at += 1;
         let fields = self.fields()?;
         if !self.eat("}") {
@@ -155,8 +155,8 @@ impl Parser<'_> {
         Ok(fields)
     }
 
-    fn enter(&mut self) -> Parsed<()> {
-        self.depth += 1;
+    fn enter(&mut self, levels: usize) -> Parsed<()> {
+        self.depth += levels;
         if self.depth > DEEPEST {
             return Err(self
                 .expected(format!("at most {DEEPEST} levels of nesting"))
@@ -187,6 +187,16 @@ impl Parser<'_> {
     fn field(&mut self) -> Parsed<(Vec<String>, Node)> {
         let key_start = self.at;
         let path = self.key()?;
+        // Each part of `a.b.c` but the last is a section.
+        let levels = path.len() - 1;
+        self.enter(levels)?;
+        let node = self.field_value(key_start)?;
+        self.depth -= levels;
+        Ok((path, node))
+    }
+
+    /// What follows the key that begins at `key_start`.
+    fn field_value(&mut self, key_start: usize) -> Parsed<Node> {
         let key_end = key_start + self.source.text[key_start..self.at].trim_end().len();
         let name = self.source.text[key_start..key_end].to_owned();
         let line_ended = self.skip_lines();
@@ -198,7 +208,7 @@ impl Parser<'_> {
         };
         let separator = self.here();
         let append = if self.looking_at("{") {
-            return Ok((path, self.value()?));
+            return self.value();
         } else if self.eat("+=") {
             true
         } else if self.eat(":") || self.eat("=") {
@@ -216,11 +226,10 @@ impl Parser<'_> {
             return Err(no_value(self, value_start).into());
         }
         let node = self.value()?;
-        let node = match append {
+        Ok(match append {
             true => Node::Append(Box::new(node), separator),
             false => node,
-        };
-        Ok((path, node))
+        })
     }
 
     /// Whether the line begins `name:` or `name =`. `C:\dir` and `http://…` do not.
@@ -387,7 +396,7 @@ impl Parser<'_> {
 
     fn array(&mut self) -> Parsed<Vec<Node>> {
         let open = self.at;
-        self.enter()?;
+        self.enter(1)?;
         self.at += 1;
         let mut items = vec![];
         loop {

@@ -8,6 +8,13 @@ use super::definition::{Fields, Node, Part};
 use super::source::{Place, SyntaxError};
 use super::value::{Object, Value};
 
+/// Substitutions within substitutions, and the sections around them, end somewhere.
+const DEEPEST: usize = 200;
+
+/// So many values and bytes of text are looked at. A few lines with `${a}${a}` would make
+/// more than any memory holds.
+const MOST_WORK: usize = 1_000_000;
+
 type Resolved<T> = Result<T, Box<SyntaxError>>;
 
 pub(super) fn resolve(
@@ -20,6 +27,8 @@ pub(super) fn resolve(
         env,
         in_work: vec![],
         led_back: false,
+        depth: 0,
+        work: 0,
     };
     match resolver.node(&root)? {
         Some(Value::Object(object)) => Ok(object),
@@ -35,6 +44,8 @@ struct Resolver<'a> {
     in_work: Vec<&'a Node>,
     /// A look-up has come upon a definition in work.
     led_back: bool,
+    depth: usize,
+    work: usize,
 }
 
 impl<'a> Resolver<'a> {
@@ -51,30 +62,51 @@ impl<'a> Resolver<'a> {
 
     /// What several definitions of one key come to. None: not defined.
     fn definitions(&mut self, definitions: &[&'a Node]) -> Resolved<Option<Value>> {
-        let Some((last, earlier)) = self.before_work(definitions).split_last() else {
-            return Ok(None);
-        };
-        if let Node::Append(added, place) = last {
-            self.in_work.push(last);
-            let added = self.node(added);
-            self.in_work.pop();
-            let before = self.definitions(earlier)?;
-            return append(before, added?, place).map(Some);
-        }
-        match self.node(last)? {
-            None => self.definitions(earlier),
-            Some(Value::Object(above)) => match self.definitions(earlier)? {
-                Some(Value::Object(mut below)) => {
-                    below.merge(above);
-                    Ok(Some(Value::Object(below)))
+        // The last one counts; sections and `+=` lie upon what is before them.
+        let mut layers = vec![];
+        let mut result = None;
+        for definition in self.before_work(definitions).iter().rev() {
+            if let Node::Append(added, place) = definition {
+                self.in_work.push(definition);
+                let added = self.node(added);
+                self.in_work.pop();
+                layers.push(Layer::Append(added?, place));
+                continue;
+            }
+            match self.node(definition)? {
+                None => {}
+                Some(Value::Object(object)) => layers.push(Layer::Object(object)),
+                value => {
+                    result = value;
+                    break;
                 }
-                _ => Ok(Some(Value::Object(above))),
-            },
-            Some(value) => Ok(Some(value)),
+            }
         }
+        for layer in layers.into_iter().rev() {
+            result = Some(match (layer, result) {
+                (Layer::Append(added, place), before) => append(before, added, place)?,
+                (Layer::Object(above), Some(Value::Object(mut below))) => {
+                    below.merge(above);
+                    Value::Object(below)
+                }
+                (Layer::Object(above), _) => Value::Object(above),
+            });
+        }
+        Ok(result)
     }
 
     fn node(&mut self, node: &'a Node) -> Resolved<Option<Value>> {
+        self.depth += 1;
+        self.work += match node {
+            Node::Text(text) | Node::Number(text) => 1 + text.len(),
+            _ => 1,
+        };
+        let value = self.value(node);
+        self.depth -= 1;
+        value
+    }
+
+    fn value(&mut self, node: &'a Node) -> Resolved<Option<Value>> {
         Ok(Some(match node {
             Node::Null => Value::Null,
             Node::Bool(b) => Value::Bool(*b),
@@ -111,7 +143,10 @@ impl<'a> Resolver<'a> {
         let mut pieces: Vec<Piece<'a>> = vec![];
         for part in parts {
             match part {
-                Part::Blank(blank) => pieces.push(Piece::Blank(blank)),
+                Part::Blank(blank) => {
+                    self.work += blank.len();
+                    pieces.push(Piece::Blank(blank));
+                }
                 Part::Node(node) => pieces.extend(self.node(node)?.map(Piece::Value)),
                 Part::Substitution {
                     path,
@@ -134,6 +169,7 @@ impl<'a> Resolver<'a> {
         optional: bool,
         place: &Place,
     ) -> Resolved<Option<Value>> {
+        self.check_bounds(name, place)?;
         self.led_back = false;
         let definitions = self.lookup(path)?;
         if let Some(value) = self.definitions(&definitions)? {
@@ -154,8 +190,22 @@ impl<'a> Resolver<'a> {
         }
     }
 
+    fn check_bounds(&self, name: &str, place: &Place) -> Resolved<()> {
+        let expected = if self.depth > DEEPEST {
+            "fewer substitutions that lead to substitutions"
+        } else if self.work > MOST_WORK {
+            "substitutions that come to less text"
+        } else {
+            return Ok(());
+        };
+        Err(place.error(format!("`${{{name}}}`"), expected))
+    }
+
     fn lookup(&mut self, path: &[String]) -> Resolved<Vec<&'a Node>> {
-        self.descend(&[self.root], path)
+        self.depth += 1;
+        let found = self.descend(&[self.root], path);
+        self.depth -= 1;
+        found
     }
 
     /// The definitions of `path` within something that has these definitions. Only what lies on the
@@ -165,6 +215,7 @@ impl<'a> Resolver<'a> {
             return Ok(definitions.to_vec());
         };
         let mut found = vec![];
+        self.work += definitions.len();
         for definition in self.before_work(definitions).to_vec() {
             match definition {
                 Node::Object(fields) => {
@@ -177,7 +228,13 @@ impl<'a> Resolver<'a> {
                         match part {
                             Part::Blank(_) => {}
                             Part::Node(node) => found.extend(self.descend(&[node], path)?),
-                            Part::Substitution { path: other, .. } => {
+                            Part::Substitution {
+                                path: other,
+                                name,
+                                place,
+                                ..
+                            } => {
+                                self.check_bounds(name, place)?;
                                 let there = self.lookup(other)?;
                                 found.extend(self.descend(&there, path)?);
                             }
@@ -190,6 +247,12 @@ impl<'a> Resolver<'a> {
         }
         Ok(found)
     }
+}
+
+/// A definition that does not stand alone.
+enum Layer<'a> {
+    Append(Option<Value>, &'a Place),
+    Object(Object),
 }
 
 enum Piece<'a> {

@@ -282,9 +282,49 @@ fn errors_say_where_and_what() {
 
 #[test]
 fn nesting_has_an_end() {
-    let text = format!("a: {}", "[".repeat(100_000));
-    let error = parse_text("t", &text, &env()).unwrap_err().to_string();
-    assert!(error.contains("at most 100 levels"), "{}", &error[..200]);
+    for text in [
+        format!("a: {}", "[".repeat(100_000)),
+        format!("{}a: 1", "a.".repeat(100_000)),
+        format!("{}a {{ a: 1 }}", "a.".repeat(100)),
+    ] {
+        let error = parse_text("t", &text, &env()).unwrap_err().to_string();
+        assert!(error.contains("at most 100 levels"), "{}", &error[..200]);
+    }
+    assert!(parse_text("t", &format!("{}a: 1", "a.".repeat(99)), &env()).is_ok());
+}
+
+/// Neither the stack nor memory nor time is used up by what a file leads to.
+#[test]
+fn substitutions_have_an_end() {
+    let lines =
+        |count: usize, line: fn(usize) -> String| -> String { (0..count).map(line).collect() };
+    let chain = |i: usize| format!("a{i} = ${{a{}}}\n", i + 1);
+    let doubled = |i: usize| format!("a{i} = ${{a{0}}}${{a{0}}}\n", i + 1);
+    for (text, expected) in [
+        (
+            format!("{}a2000 = 1", lines(2000, chain)),
+            "fewer substitutions that lead to substitutions",
+        ),
+        (
+            format!("{}a40 = xxxxxxxx", lines(40, doubled)),
+            "substitutions that come to less text",
+        ),
+        (
+            format!("b = ${{a0.x}}\n{}a40 {{ x: 1 }}", lines(40, doubled)),
+            "substitutions that come to less text",
+        ),
+    ] {
+        let error = parse_text("t", &text, &env()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let all = json(&format!("{}a100 = 1", lines(100, chain)));
+    assert_eq!(all.matches(":1").count(), 101);
+}
+
+#[test]
+fn a_list_grows_by_any_number_of_lines() {
+    let list = json(&"a += 1\n".repeat(20_000));
+    assert_eq!(list.matches('1').count(), 20_000);
 }
 
 #[test]
