@@ -7,13 +7,15 @@
 mod common;
 #[path = "../tests/common/figures.rs"]
 mod figures;
+#[path = "../tests/common/server_process.rs"]
+mod server_process;
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use common::{Api, World, script};
 use serde_json::{Value, json};
+use server_process::ServerProcess;
 
 const LINES: usize = 1_000_000;
 
@@ -26,45 +28,6 @@ for n in range(1000000):
 took = time.perf_counter() - wall, time.process_time() - cpu
 open(TIMES, 'w').write('%f %f' % took)
 ";
-
-struct Server {
-    child: Child,
-    api: Api,
-}
-
-impl Server {
-    /// A process of its own, so that its work is not taken for the agent's.
-    fn start() -> Server {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_clearml-agent"))
-            .args(["server", "--listen", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut text = String::new();
-        let mut lines = BufReader::new(child.stdout.take().unwrap());
-        while !text.contains("secret_key") {
-            assert!(lines.read_line(&mut text).unwrap() > 0, "{text}");
-        }
-        let printed = |name: &str| {
-            let after = text.split_once(name).unwrap().1;
-            let value = after.trim_start_matches(['"', ':', '=', ' ']);
-            value.split_once('"').unwrap().0.to_owned()
-        };
-        let api = Api {
-            url: printed("api_server"),
-            access_key: printed("access_key"),
-            secret_key: printed("secret_key"),
-        };
-        Server { child, api }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn times(world: &World) -> (f64, f64) {
     let text = std::fs::read_to_string(world.path("times")).unwrap();
@@ -186,7 +149,7 @@ for n in range(40):
 }
 
 fn main() {
-    let server = Server::start();
+    let server = ServerProcess::start("127.0.0.1:0", None);
     let world = World::at(server.api.clone());
     lateness(&world);
     a_million_lines(&world);

@@ -4,13 +4,12 @@
 mod common;
 #[path = "common/figures.rs"]
 mod figures;
+#[path = "common/server_process.rs"]
+mod server_process;
 
-use std::io::{BufRead as _, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-
-use common::{Api, World, eventually, script};
+use common::{World, eventually, script};
 use figures::figures;
+use server_process::ServerProcess;
 
 /// Prints numbered lines, some at once and some one by one.
 const COUNTER: &str = "\
@@ -97,39 +96,12 @@ fn the_next_run_on_the_machine_sends_what_a_killed_one_left() {
     assert_eq!(journals(&world), 0);
 }
 
-/// `clearml-agent server` as a process of its own.
-fn server(data: &Path, listen: &str) -> (Child, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_clearml-agent"))
-        .args(["server", "--listen", listen, "--data"])
-        .arg(data)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut text = String::new();
-    let mut lines = BufReader::new(child.stdout.take().unwrap());
-    while !text.contains("secret_key") {
-        assert!(lines.read_line(&mut text).unwrap() > 0, "{text}");
-    }
-    (child, text)
-}
-
-/// The value that follows `name` in the configuration that the server prints.
-fn printed(text: &str, name: &str) -> String {
-    let after = text.split_once(name).unwrap().1;
-    let value = after.trim_start_matches(['"', ':', '=', ' ']);
-    value.split_once('"').unwrap().0.to_owned()
-}
-
 #[test]
 fn a_server_killed_in_mid_run_misses_nothing() {
     let data = tempfile::tempdir().unwrap();
-    let (mut first, text) = server(data.path(), "127.0.0.1:0");
-    let url = printed(&text, "api_server");
-    let world = World::at(Api {
-        url: url.clone(),
-        access_key: printed(&text, "access_key"),
-        secret_key: printed(&text, "secret_key"),
-    });
+    let first = ServerProcess::start("127.0.0.1:0", Some(data.path()));
+    let url = first.api.url.clone();
+    let world = World::at(first.api.clone());
     let go = world.path("go");
     let id = world.api.create(
         "outlives its server",
@@ -142,16 +114,13 @@ fn a_server_killed_in_mid_run_misses_nothing() {
     );
     let mut running = world.start_execute(&id, &[]);
     running.line_with("line 999");
-    first.kill().unwrap();
-    first.wait().unwrap();
+    first.kill();
     std::fs::write(go, "").unwrap();
     running.line_with("line 1999");
     let address = url.split_once("//").unwrap().1.trim_end_matches('/');
-    let (mut second, _) = server(data.path(), address);
+    let _second = ServerProcess::start(address, Some(data.path()));
     running.wait().exits(0);
     let figures = figures(&world.api.log(&id), 2000);
     assert_eq!((figures.lost, figures.in_order), (0, true));
     assert_eq!(world.api.status(&id), "completed");
-    second.kill().unwrap();
-    second.wait().unwrap();
 }

@@ -5,16 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::abort_callback;
-use super::outcome::{Outcome, Stage, StopCause, signal_name};
+use super::outcome::{Outcome, Stage, StopCause};
 use super::prepare::Prepared;
 use super::run::Run;
 use super::run_dir;
 use super::timeline::Phase;
 use crate::api::Session;
 use crate::journal::sync;
-use crate::process::{self, Ended, Job};
-
-const SIGKILL: i32 = 9;
+use crate::process::{self, Ended, Job, signal};
 
 /// Starts the script and follows it to its end.
 pub(super) async fn follow(run: &Run, prepared: Prepared) -> Outcome {
@@ -104,7 +102,7 @@ async fn stop(
     }
     run.console.say(format!(
         "Stopping the script ({cause}): {}, and SIGKILL if it still runs after {} s",
-        signal_name(settings.signal),
+        signal::name(settings.signal),
         settings.grace.as_secs()
     ));
     let ended = tokio::select! {
@@ -116,7 +114,7 @@ async fn stop(
         None => {
             run.console
                 .say("Asked to stop a second time: SIGKILL at once");
-            job.stop(SIGKILL, Duration::ZERO).await
+            job.stop(signal::KILL, Duration::ZERO).await
         }
     }
 }

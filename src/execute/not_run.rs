@@ -1,11 +1,12 @@
 //! Why a run ended before its task was taken.
 
 use super::claim::Refused;
-use super::outcome::{exit, for_signal, signal_name};
+use super::outcome::{exit, for_signal};
 use super::result::Reason;
 use super::settings::SettingsError;
 use crate::api::ApiError;
 use crate::journal::JournalError;
+use crate::process::signal;
 
 /// Why no script was started and no task was touched (or the claim itself could not be finished).
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +21,7 @@ pub(super) enum NotRun {
     Login(ApiError),
     #[error(transparent)]
     Refused(#[from] Refused),
-    #[error("stopped by {} before the task was taken: it is as it was", signal_name(*.0))]
+    #[error("stopped by {} before the task was taken: it is as it was", signal::name(*.0))]
     Interrupted(i32),
     #[error("{0}, before the task was taken: it is as it was")]
     Timeout(String),

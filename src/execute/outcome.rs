@@ -3,6 +3,7 @@
 
 use crate::api::tasks::FinalStatus;
 use crate::mask::{Mask, Masked};
+use crate::process::signal;
 
 /// Every way in which a claimed task can end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub enum StopCause {
 impl std::fmt::Display for StopCause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            StopCause::Signal(signal) => write!(f, "the agent received {}", signal_name(*signal)),
+            StopCause::Signal(signal) => write!(f, "the agent received {}", signal::name(*signal)),
             StopCause::Server { what } => f.write_str(what),
             StopCause::Timeout { after } => {
                 write!(f, "the run took longer than its --timeout of {after} s")
@@ -123,7 +124,7 @@ impl Outcome {
                 u8::try_from(*code).unwrap_or(u8::MAX),
             ),
             Outcome::Signalled { signal } => {
-                let name = signal_name(*signal);
+                let name = signal::name(*signal);
                 (
                     FinalStatus::Failed,
                     format!("worker execution exit code -{signal} (killed by {name})"),
@@ -139,7 +140,7 @@ impl Outcome {
                     StopCause::Server { what } => (
                         FinalStatus::Stopped,
                         format!("user abort: {what}"),
-                        for_signal(SIGTERM),
+                        for_signal(signal::TERM),
                     ),
                     StopCause::Timeout { .. } => (
                         FinalStatus::Failed,
@@ -191,46 +192,9 @@ impl Stage {
     }
 }
 
-const SIGTERM: i32 = 15;
-
 /// 128 + the signal, as shells have it.
 pub fn for_signal(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(u8::MAX)
-}
-
-/// `SIGTERM` and so on; numbers are Linux's.
-pub fn signal_name(signal: i32) -> String {
-    let name = match signal {
-        1 => "HUP",
-        2 => "INT",
-        3 => "QUIT",
-        4 => "ILL",
-        6 => "ABRT",
-        7 => "BUS",
-        8 => "FPE",
-        9 => "KILL",
-        10 => "USR1",
-        11 => "SEGV",
-        12 => "USR2",
-        13 => "PIPE",
-        14 => "ALRM",
-        15 => "TERM",
-        24 => "XCPU",
-        25 => "XFSZ",
-        31 => "SYS",
-        other => return format!("signal {other}"),
-    };
-    format!("SIG{name}")
-}
-
-/// The number of a signal by its name (`TERM`, `SIGTERM`, any case) or its number.
-pub fn signal_number(text: &str) -> Option<i32> {
-    let text = text.trim().to_uppercase();
-    if let Ok(number) = text.parse() {
-        return (1..=64).contains(&number).then_some(number);
-    }
-    let name = format!("SIG{}", text.strip_prefix("SIG").unwrap_or(&text));
-    (1..=31).find(|number| signal_name(*number) == name)
 }
 
 /// The server shows the reason on one line; the log has the whole text. A tool's output, which errors
@@ -319,20 +283,6 @@ mod tests {
             let verdict = outcome.verdict(&Mask::default());
             assert_eq!((verdict.status, verdict.reason.as_str()), (status, reason));
             assert_eq!(verdict.exit_code, exit_code, "{outcome:?}");
-        }
-    }
-
-    #[test]
-    fn signals_go_by_name_and_number() {
-        for (text, number) in [
-            ("TERM", Some(15)),
-            ("sigusr1", Some(10)),
-            (" 2 ", Some(2)),
-            ("SIGNAL", None),
-            ("0", None),
-            ("", None),
-        ] {
-            assert_eq!(signal_number(text), number, "{text}");
         }
     }
 

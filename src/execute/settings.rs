@@ -7,11 +7,12 @@ use std::time::Duration;
 use super::abort_callback::Callback;
 use super::claim::Mode;
 use super::job_env::{Gpus, Variables};
-use super::outcome::{exit, signal_number};
+use super::outcome::exit;
 use crate::api::{Endpoint, Trust};
 use crate::cli::{ExecuteArgs, GlobalArgs, LogLevel};
 use crate::config::{self, Config, ConfigError, Lookup};
 use crate::mask::Mask;
+use crate::process::signal;
 use crate::python;
 use crate::secret::Secret;
 use crate::source::GitCredentials;
@@ -227,7 +228,7 @@ fn stop_settings(
     const SIGNAL: &str = "agent.stop_signal";
     const LIMIT: &str = "agent.abort_callback_max_timeout";
     let signal = config.text(SIGNAL).unwrap_or_else(|| "TERM".into());
-    let signal = signal_number(&signal).ok_or_else(|| {
+    let signal = signal::number(&signal).ok_or_else(|| {
         SettingsError::Value(format!(
             "{SIGNAL} is {signal:?}, which is no signal: TERM, INT, USR1 or another name or number"
         ))

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::outcome::StopCause;
+use crate::process::signal::{HUP, INT, TERM};
 
 /// A cheap handle on the run's stop request.
 #[derive(Debug, Clone, Default)]
@@ -22,10 +23,6 @@ pub struct Stop {
 /// its group, or two kinds of them.
 const ECHO: Duration = Duration::from_millis(200);
 
-const SIGHUP: i32 = 1;
-const SIGINT: i32 = 2;
-const SIGTERM: i32 = 15;
-
 impl Stop {
     /// Turns SIGINT, SIGTERM and SIGHUP into a stop request from now on. One that the agent was
     /// started with as ignored (`nohup`, a shell's background job) stays ignored.
@@ -33,7 +30,7 @@ impl Stop {
         let stop = Stop::default();
         let ignored = ignored_signals();
         let (tell, mut arrived) = mpsc::unbounded_channel();
-        for number in [SIGHUP, SIGINT, SIGTERM] {
+        for number in [HUP, INT, TERM] {
             if ignored & (1 << (number - 1)) != 0 {
                 continue;
             }
@@ -76,10 +73,7 @@ impl Stop {
     pub async fn requested(&self) -> StopCause {
         self.token.cancelled().await;
         // The cause is always set before the token is cancelled.
-        self.cause
-            .get()
-            .cloned()
-            .unwrap_or(StopCause::Signal(SIGTERM))
+        self.cause.get().cloned().unwrap_or(StopCause::Signal(TERM))
     }
 
     /// The cause, where the stop has been asked for.

@@ -15,7 +15,7 @@ use super::batch::{self, Batch, Line};
 use super::frames::Frames;
 use super::position::Position;
 use super::shared::{Shared, View};
-use super::spool::Reader;
+use super::spool::{Progress, Reader};
 use crate::api::events::Added;
 use crate::api::{ApiError, Session, events};
 
@@ -39,13 +39,17 @@ const ONE_STEP: usize = 1024 * 1024;
 
 /// Sends the server's part of the journal until all of it is decided on and no more will come.
 pub(super) async fn run(shared: Arc<Shared>, upload: Upload, fold: bool) {
+    if !server_part_begins(&shared).await {
+        return;
+    }
+    let begin = shared.progress();
     let mut uploader = Uploader {
-        position: Position::after(&shared.progress()),
+        position: Position::after(&begin),
         shared,
         upload,
         told: Told::default(),
     };
-    if let Err(error) = uploader.follow(fold).await {
+    if let Err(error) = uploader.follow(&begin, fold).await {
         uploader.shared.say(&format!(
             "Cannot read back the output from {}: {error}. The server gets no more of it",
             uploader.shared.path().display()
@@ -68,14 +72,9 @@ struct Told {
 }
 
 impl Uploader {
-    async fn follow(&mut self, fold: bool) -> std::io::Result<()> {
+    async fn follow(&mut self, begin: &Progress, fold: bool) -> std::io::Result<()> {
         let mut reader = Reader::open(self.shared.path())?;
-        if !self.server_part_begins().await {
-            return Ok(());
-        }
-        let begin = self.shared.progress();
         reader.skip_to(begin.resume);
-        self.position = Position::after(&begin);
         let mut frames = Frames::new(fold);
         let mut batch = Batch::after(begin.last_time);
         let mut last_send: Option<Instant> = None;
@@ -116,30 +115,7 @@ impl Uploader {
             let flush_at = frames
                 .flush_at()
                 .map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now)));
-            self.wait_until(send_at.into_iter().chain(flush_at).min())
-                .await;
-        }
-    }
-
-    /// Waits until it is known which part the server gets; `false`: none.
-    async fn server_part_begins(&self) -> bool {
-        loop {
-            match self.shared.view() {
-                View { part: Some(_), .. } => return true,
-                View { closed: true, .. } => return false,
-                _ => self.wait_until(None).await,
-            }
-        }
-    }
-
-    async fn wait_until(&self, at: Option<Instant>) {
-        let news = self.shared.uploader_wake.notified();
-        match at {
-            // Passed or not: `timeout_at` says it either way.
-            Some(at) => {
-                let _ = tokio::time::timeout_at(at, news).await;
-            }
-            None => news.await,
+            wait_until(&self.shared, send_at.into_iter().chain(flush_at).min()).await;
         }
     }
 
@@ -214,6 +190,29 @@ impl Uploader {
                 "The server refused a part of the log: {why}. It is left out there (said once)"
             ));
         }
+    }
+}
+
+/// Waits until it is known which part the server gets; `false`: none.
+async fn server_part_begins(shared: &Shared) -> bool {
+    loop {
+        match shared.view() {
+            View { part: Some(_), .. } => return true,
+            View { closed: true, .. } => return false,
+            _ => wait_until(shared, None).await,
+        }
+    }
+}
+
+/// Waits for news, until `at` at most.
+async fn wait_until(shared: &Shared, at: Option<Instant>) {
+    let news = shared.uploader_wake.notified();
+    match at {
+        // Passed or not: `timeout_at` says it either way.
+        Some(at) => {
+            let _ = tokio::time::timeout_at(at, news).await;
+        }
+        None => news.await,
     }
 }
 

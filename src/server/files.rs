@@ -1,5 +1,6 @@
 //! The file store, where the SDK keeps artifacts and models: a folder served over HTTP.
 
+use percent_encoding::percent_decode_str;
 use std::path::{Path, PathBuf};
 
 use axum::Json;
@@ -152,23 +153,7 @@ fn inside(root: &Path, path: &str) -> Option<PathBuf> {
 }
 
 fn percent_decoded(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let digits = text.get(at + 1..at + 3).filter(|_| byte == b'%');
-        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                decoded.push(byte);
-                at += 3;
-            }
-            None => {
-                decoded.push(byte);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]
