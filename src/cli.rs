@@ -151,8 +151,8 @@ pub struct ExecuteArgs {
     /// Send the set-up's log to the server too
     #[arg(long, help_heading = "Log and monitoring")]
     pub full_monitoring: bool,
-    /// How long the end may wait for a server that does not take the rest of the log; what is left
-    /// then is kept for `clearml-agent sync`
+    /// How long the end may wait for a server that does not take the rest of the log, or the status;
+    /// what is left then is kept for `clearml-agent sync`
     #[arg(
         long,
         value_name = "SECONDS",

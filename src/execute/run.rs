@@ -29,6 +29,9 @@ use crate::task::Task;
 /// A server that takes longer is worth a word.
 const SILENCE: Duration = Duration::from_secs(2);
 
+/// What the final status may take at least, however short `--drain-timeout` is.
+const STATUS_LIMIT: Duration = Duration::from_secs(5);
+
 /// What every step of a claimed run needs.
 pub(super) struct Run {
     pub settings: Settings,
@@ -265,6 +268,16 @@ async fn carry_out(
     });
     let id = run.task.id.clone();
     let monitoring = run.settings.monitoring;
+    // Beside all else: until the server has it, a killed agent's task has to wait for its user.
+    let claim = uuid::Uuid::new_v4().simple().to_string();
+    let claiming = tokio::spawn(record_claim(session.clone(), id.clone(), claim.clone()));
+    journal.answer_for(&journal::Held {
+        server: session.host(),
+        task: &id,
+        worker: &worker,
+        claim: &claim,
+        former_worker: run.task.last_worker.as_deref(),
+    });
     if monitoring != Monitoring::Off {
         journal.connect(Upload {
             session: session.clone(),
@@ -310,7 +323,11 @@ async fn carry_out(
         verdict.exit_code = 0;
     }
     run.console.say(verdict.last_line.as_str());
-    let receipt = journal.finish(run.settings.journal.drain).await;
+    journal.will_end(&journal::Ending {
+        status: verdict.status,
+        reason: verdict.reason.as_str().to_owned(),
+    });
+    let receipt = journal.clone().finish(run.settings.journal.drain).await;
     run.timeline.mark(Phase::LogSent);
     if monitoring != Monitoring::Off {
         eprintln!("clearml-agent: {}", receipt.words());
@@ -320,16 +337,29 @@ async fn carry_out(
         reason: verdict.reason.as_str(),
         message: &message,
     };
-    match tasks::finish(&session, &id, verdict.status, note).await {
-        Ok(StatusWrite::Written) => {}
-        Ok(StatusWrite::NotFromHere { message }) => eprintln!(
-            "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
-        ),
+    // What cannot be written now, the journal keeps.
+    let telling = tasks::finish(&session, &id, verdict.status, note);
+    let limit = run.settings.journal.drain.max(STATUS_LIMIT);
+    let told = tokio::select! {
+        told = telling => told.map_err(|error| error.to_string()),
+        () = tokio::time::sleep(limit) => Err(format!("no answer within {} s", limit.as_secs())),
+        () = stop.hurried() => Err("not waited for, after a second signal".into()),
+    };
+    match told {
+        Ok(StatusWrite::Written) => journal.status_is_told(),
+        Ok(StatusWrite::NotFromHere { message }) => {
+            journal.status_is_told();
+            eprintln!(
+                "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
+            );
+        }
         Err(error) => eprintln!(
-            "clearml-agent: the task's status could not be written ({}): {error}",
+            "clearml-agent: the task's status could not be written ({}): {error}\n  \
+             `clearml-agent sync`, or the next run on this machine, writes it",
             verdict.reason
         ),
     }
+    claiming.abort();
     if let Some(monitor) = monitor {
         monitor.stop().await;
         if let Err(error) = workers::unregister(&session, &worker).await {
@@ -347,6 +377,14 @@ async fn carry_out(
         receipt,
         usage,
         versions,
+    }
+}
+
+/// Says in the task's runtime by which claim it runs.
+async fn record_claim(session: Arc<Session>, id: String, claim: String) {
+    let claim = [(tasks::CLAIM, claim.as_str())];
+    if let Err(error) = tasks::add_to_runtime(&session, &id, &claim).await {
+        tracing::debug!(%error, "the claim is not recorded");
     }
 }
 
