@@ -56,6 +56,13 @@ pub enum Command {
     /// Send to the server what earlier runs could not: logs of agents that were killed, or whose
     /// server was away
     Sync(SyncArgs),
+    /// Ends what a killed agent left; started by `execute` itself
+    #[command(hide = true)]
+    Guard {
+        /// The run's own value of CLEARML_AGENT_RUN
+        #[arg(long)]
+        run: String,
+    },
     /// Serve a small ClearML-compatible API, for trials, tests and CI
     Server(ServerArgs),
     /// Show the whole way on this machine: a server, a task, and `execute` running it

@@ -23,6 +23,7 @@ use crate::console::Console;
 use crate::journal::{self, Journal, Receipt, Upload};
 use crate::mask::{Mask, Secrets};
 use crate::monitor;
+use crate::process::guard::Guard;
 use crate::process::{self, Usage};
 use crate::task::Task;
 
@@ -268,8 +269,11 @@ async fn carry_out(
     });
     let id = run.task.id.clone();
     let monitoring = run.settings.monitoring;
+    let guard = Guard::start(&run.settings.run)
+        .inspect_err(|error| tracing::debug!(%error, "no guard"))
+        .ok();
     // Beside all else: until the server has it, a killed agent's task has to wait for its user.
-    let claim = uuid::Uuid::new_v4().simple().to_string();
+    let claim = run.settings.run.clone();
     let claiming = tokio::spawn(record_claim(session.clone(), id.clone(), claim.clone()));
     journal.answer_for(&journal::Held {
         server: session.host(),
@@ -313,6 +317,8 @@ async fn carry_out(
         versions,
     } = ran;
     watching.abort();
+    // Nothing of the run is left.
+    drop(guard);
     let clean_up = tokio::task::spawn_blocking(move || drop(run_dir));
 
     if !outcome.is_of_script() {
@@ -343,7 +349,6 @@ async fn carry_out(
     let told = tokio::select! {
         told = telling => told.map_err(|error| error.to_string()),
         () = tokio::time::sleep(limit) => Err(format!("no answer within {} s", limit.as_secs())),
-        () = stop.hurried() => Err("not waited for, after a second signal".into()),
     };
     match told {
         Ok(StatusWrite::Written) => journal.status_is_told(),
