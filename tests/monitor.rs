@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clearml_agent::api::Session;
-use clearml_agent::monitor::{self, Report, Timing};
+use clearml_agent::console::Console;
+use clearml_agent::monitor::gpu::{Source, Visible};
+use clearml_agent::monitor::{self, Report, Script, Timing, Worker};
 use recorded::Recorded;
 use serde_json::{Value, json};
 
@@ -23,10 +25,22 @@ async fn start(server: &Recorded, task: &str, timing: Timing) -> monitor::Monito
     let session = Session::login(&server.endpoint("w:0")).await.unwrap();
     monitor::start(Report {
         session: Arc::new(session),
-        worker: "w:0".into(),
+        worker: Worker {
+            id: "w:0".into(),
+            tags: vec!["a".into(), "b c".into()],
+            queue: Some("q1".into()),
+        },
         task: task.into(),
         disk_path: home(),
+        gpus: Source {
+            visible: Visible::None,
+            sysfs: "/sys".into(),
+        },
+        default_gpu_usage: Some(100.0),
+        script: Script::default(),
+        scalars: None,
         timing,
+        console: Console::new(|line| panic!("nothing to say: {line}")),
     })
 }
 
@@ -63,6 +77,8 @@ async fn the_worker_is_reported_at_once_then_with_figures_and_at_the_end_without
         assert_eq!(report["worker"], "w:0");
         assert_eq!(report["task"], json!(task));
         assert_eq!(report["is_daemon"], false);
+        assert_eq!(report["tags"], json!(["a", "b c"]));
+        assert_eq!(report["queue"], "q1");
         assert!(report["timestamp"].as_i64().unwrap() > 1_700_000_000_000);
     }
     let (with, without): (Vec<_>, Vec<_>) =
@@ -143,6 +159,7 @@ async fn a_server_that_fails_is_told_again_and_ends_nothing() {
         sample: Duration::from_millis(100),
         first: Duration::from_millis(400),
         every: Duration::from_millis(400),
+        ..Timing::default()
     };
     let monitor = start(&server, &task, timing).await;
     let reports = reports(&server, 1).await;

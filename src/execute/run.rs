@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::claim::{self, Claimed};
 use super::follow::follow;
+use super::health;
 use super::job_env::Variables;
+use super::node;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause, Verdict};
 use super::prepare;
@@ -16,7 +18,7 @@ use super::settings::{self, Monitoring, Settings};
 use super::stop::Stop;
 use super::timeline::{Phase, Timeline};
 use super::watch::watch;
-use crate::api::tasks::{self, StatusNote, StatusWrite};
+use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
 use crate::api::{Session, workers};
 use crate::cli::{ExecuteArgs, GlobalArgs};
 use crate::console::Console;
@@ -38,6 +40,8 @@ pub(super) struct Run {
     pub journal: Journal,
     pub stop: Stop,
     pub timeline: Arc<Timeline>,
+    /// The job, for the monitor.
+    pub script: monitor::Script,
 }
 
 /// How a claimed run ended, and what was told of it.
@@ -46,6 +50,8 @@ struct Ending {
     worker: String,
     outcome: Outcome,
     verdict: Verdict,
+    /// `None` where the status is another rank's to write.
+    status: Option<FinalStatus>,
     receipt: Receipt,
 }
 
@@ -90,7 +96,7 @@ fn result<'a>(
         Ok(ending) => (
             ending.task.clone(),
             Some(ending.worker.clone()),
-            Some(ending.verdict.status),
+            ending.status,
             Reason::from(&ending.outcome),
             ending.verdict.reason.clone(),
             Script::from(&ending.outcome),
@@ -160,7 +166,12 @@ async fn attempt(
             too_short.join(", ")
         ));
     }
-    match take(&settings, &stop, &console).await {
+    let fit = health::check(&settings.monitor, &stop, &console).await;
+    let taken = match fit {
+        Ok(()) => take(&settings, &stop, &console).await,
+        Err(unfit) => Err(unfit),
+    };
+    match taken {
         Ok((session, claimed)) => {
             Ok(carry_out(claimed, settings, session, journal, stop, timeline).await)
         }
@@ -203,7 +214,7 @@ async fn take(
     Ok((session, claimed))
 }
 
-fn interrupted(cause: &StopCause) -> NotRun {
+pub(super) fn interrupted(cause: &StopCause) -> NotRun {
     match cause {
         StopCause::Signal(signal) => NotRun::Interrupted(*signal),
         StopCause::Timeout { .. } => NotRun::Timeout(cause.to_string()),
@@ -233,6 +244,7 @@ async fn carry_out(
         session: session.clone(),
         stop: stop.clone(),
         timeline,
+        script: monitor::Script::default(),
         settings,
     });
     let id = run.task.id.clone();
@@ -242,17 +254,16 @@ async fn carry_out(
             session: session.clone(),
             task: id.clone(),
             worker: worker.clone(),
+            mark: node::log_mark(&run.settings.job.inherited, run.settings.rank),
         });
     }
-    let monitor = (monitoring != Monitoring::Off).then(|| {
-        monitor::start(monitor::Report {
-            session: session.clone(),
-            worker: worker.clone(),
-            task: id.clone(),
-            disk_path: run.settings.disk.clone(),
-            timing: monitor::Timing::default(),
-        })
-    });
+    let rank = run.settings.rank;
+    if rank > 0 {
+        run.console.say(format!(
+            "Rank {rank} of several (RANK, SLURM_PROCID): the task's status and packages are rank 0's to write"
+        ));
+    }
+    let monitor = (monitoring != Monitoring::Off).then(|| monitor::start(run.report()));
     let watching = tokio::spawn(watch(session.clone(), id.clone(), stop.clone()));
 
     // A task of its own: a defect that panics in there still ends here, with a status.
@@ -275,26 +286,18 @@ async fn carry_out(
     if hides_exit_code(&run.settings, &outcome) {
         verdict.exit_code = 0;
     }
-    run.console.say(verdict.last_line.as_str());
+    run.script.ended();
+    let last_line = verdict.last_line.as_str();
+    run.console
+        .say(format!("{last_line}{}", node::suffix(rank)));
     let receipt = journal.finish(run.settings.journal.drain).await;
     run.timeline.mark(Phase::LogSent);
     if monitoring != Monitoring::Off {
         eprintln!("clearml-agent: {}", receipt.words());
     }
-    let message = claim::changed_by(&worker);
-    let note = StatusNote {
-        reason: verdict.reason.as_str(),
-        message: &message,
-    };
-    match tasks::finish(&session, &id, verdict.status, note).await {
-        Ok(StatusWrite::Written) => {}
-        Ok(StatusWrite::NotFromHere { message }) => eprintln!(
-            "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
-        ),
-        Err(error) => eprintln!(
-            "clearml-agent: the task's status could not be written ({}): {error}",
-            verdict.reason
-        ),
+    let status = (rank == 0).then_some(verdict.status);
+    if let Some(status) = status {
+        write_status(&session, &id, status, &verdict, &worker).await;
     }
     if let Some(monitor) = monitor {
         monitor.stop().await;
@@ -310,7 +313,32 @@ async fn carry_out(
         worker,
         outcome,
         verdict,
+        status,
         receipt,
+    }
+}
+
+async fn write_status(
+    session: &Session,
+    id: &str,
+    status: FinalStatus,
+    verdict: &Verdict,
+    worker: &str,
+) {
+    let message = claim::changed_by(worker);
+    let note = StatusNote {
+        reason: verdict.reason.as_str(),
+        message: &message,
+    };
+    match tasks::finish(session, id, status, note).await {
+        Ok(StatusWrite::Written) => {}
+        Ok(StatusWrite::NotFromHere { message }) => eprintln!(
+            "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
+        ),
+        Err(error) => eprintln!(
+            "clearml-agent: the task's status could not be written ({}): {error}",
+            verdict.reason
+        ),
     }
 }
 

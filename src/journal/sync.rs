@@ -87,6 +87,7 @@ async fn send_one(left: spool::Left, path: PathBuf, session: &Arc<Session>) -> W
         session: session.clone(),
         task: about.task.clone(),
         worker: about.worker,
+        mark: String::new(),
     };
     uploader::run(shared.clone(), upload, about.fold).await;
     match end_of(&shared) {
