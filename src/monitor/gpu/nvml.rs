@@ -204,7 +204,12 @@ impl<'nvml> Reader<'nvml> {
         for _ in 0..16 {
             match events.wait(0) {
                 Ok(event) => {
-                    let index = event.device.index().ok();
+                    // A lost device does not even know its index.
+                    let index = self
+                        .devices
+                        .iter()
+                        .find(|watched| same(watched.found.whole(), &event.device))
+                        .map(|watched| watched.found.identity.index);
                     let code = match event.event_data {
                         Some(XidError::Value(code)) => code.to_string(),
                         _ => "unknown".into(),
@@ -259,6 +264,14 @@ fn listen<'nvml>(nvml: &'nvml Nvml, devices: &[Watched<'nvml>]) -> Option<EventS
         by_index.remove(&refused?);
     }
     None
+}
+
+/// Whether both are handles of one device.
+fn same(a: &Device<'_>, b: &Device<'_>) -> bool {
+    // SAFETY: the handles are compared as addresses and go nowhere.
+    #[allow(unsafe_code)]
+    let (a, b) = unsafe { (a.handle(), b.handle()) };
+    a == b
 }
 
 fn say_once(told: &mut BTreeSet<String>, console: &Console, name: &str, error: &NvmlError) {
