@@ -100,7 +100,8 @@ struct Latest {
     figures: Vec<Figures>,
     /// Since when the driver has been asked and has not answered, and about what.
     asking: Option<(Instant, String)>,
-    given_up: bool,
+    /// That it was given up has been said.
+    told: bool,
 }
 
 /// The newest figures; the thread that gets them ends when this is dropped (or never, if it waits for
@@ -152,11 +153,10 @@ impl Watch {
             .as_ref()
             .and_then(|(since, what)| (since.elapsed() >= self.patience).then(|| what.clone()));
         let Some(what) = late else {
-            latest.given_up = false;
             return latest.figures.clone();
         };
-        if !latest.given_up {
-            latest.given_up = true;
+        if !latest.told {
+            latest.told = true;
             self.console.say(format!(
                 "Note: {what}: the driver has not answered for {} s. There are no figures of the GPUs \
                  until it does",
