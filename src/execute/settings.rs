@@ -15,7 +15,7 @@ use crate::api::{Endpoint, Trust};
 use crate::cli::{ExecuteArgs, GlobalArgs, LogLevel};
 use crate::config::{self, Config, ConfigError, Lookup};
 use crate::mask::Mask;
-use crate::process::signal;
+use crate::process::{guard, signal};
 use crate::python;
 use crate::secret::Secret;
 use crate::source::GitCredentials;
@@ -24,6 +24,8 @@ use crate::source::GitCredentials;
 #[derive(Debug)]
 pub struct Settings {
     pub task: String,
+    /// The id of this run of it: its claim, and the mark of its processes.
+    pub run: String,
     pub mode: Mode,
     pub endpoint: Endpoint,
     pub monitoring: Monitoring,
@@ -162,6 +164,8 @@ pub fn resolve(
     // What the script inherits, and with it every tool that is run for it.
     let mut inherited = env;
     inherited.extend(config.job_variables().clone());
+    let run = uuid::Uuid::new_v4().simple().to_string();
+    inherited.insert(guard::MARK.into(), run.clone());
     let stop = stop_settings(args, &config, &mut inherited)?;
     let gpus = Gpus::from_flags(args.gpus.as_deref(), args.cpu_only);
     let rank = node::rank(&inherited);
@@ -186,6 +190,7 @@ pub fn resolve(
     };
     Ok(Settings {
         task: args.id.clone(),
+        run,
         mode: mode(args, rank)?,
         monitoring: monitoring(args),
         monitor: MonitorSettings::read(&config, &inherited, &gpus, home)?,
