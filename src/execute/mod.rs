@@ -3,7 +3,10 @@
 mod abort_callback;
 pub mod claim;
 mod follow;
+mod health;
 pub mod job_env;
+mod monitoring;
+mod node;
 mod not_run;
 pub mod outcome;
 mod prepare;
@@ -14,3 +17,4 @@ pub mod settings;
 pub mod stop;
 pub mod timeline;
 pub mod watch;
+pub mod worker_place;

@@ -46,6 +46,8 @@ pub enum Reason {
     Refused,
     ConfigInvalid,
     LogFileFailed,
+    /// `agent.gpu_health_check` refused: a GPU of this machine is not well.
+    NodeUnfit,
     /// The script failed, and why is known: the word for its [`crate::process::death::Death`].
     #[serde(untagged)]
     Died(&'static str),
