@@ -9,7 +9,6 @@ use super::outcome::{Outcome, Stage, StopCause};
 use super::prepare::{Prepared, WriteBack};
 use super::run::Run;
 use super::run_dir;
-use super::scheduler::Batch;
 use super::settings::GRACE;
 use super::slurm;
 use super::timeline::Phase;
@@ -126,17 +125,23 @@ async fn stop(
             () = run.stop.hurried() => {}
         }
     }
-    let grace = async {
-        let grace = grace(run).await;
-        run.console.say(format!(
-            "Stopping the script ({cause}): {}, and SIGKILL if it still runs after {} s",
-            signal::name(settings.signal),
-            grace.as_secs()
-        ));
-        grace
+    let grace = settings.grace();
+    let then = match grace {
+        Some(grace) => format!("if it still runs after {} s", grace.as_secs()),
+        None => "before Slurm sends it (KillWait)".into(),
+    };
+    run.console.say(format!(
+        "Stopping the script ({cause}): {}, and SIGKILL {then}",
+        signal::name(settings.signal),
+    ));
+    let patience = async {
+        match grace {
+            Some(grace) => grace,
+            None => slurm::kill_wait().await.map_or(GRACE, slurm::grace),
+        }
     };
     let ended = tokio::select! {
-        ended = job.stop(settings.signal, grace) => Some(ended),
+        ended = job.stop(settings.signal, patience) => Some(ended),
         () = run.stop.hurried() => None,
     };
     match ended {
@@ -147,16 +152,6 @@ async fn stop(
             job.stop(signal::KILL, std::future::ready(Duration::ZERO))
                 .await
         }
-    }
-}
-
-/// How long the script has to end.
-async fn grace(run: &Run) -> Duration {
-    let settings = &run.settings.stop;
-    match (settings.grace, &settings.batch) {
-        (Some(grace), _) => grace,
-        (None, Some(Batch::Slurm { .. })) => slurm::kill_wait().await.map_or(GRACE, slurm::grace),
-        (None, _) => GRACE,
     }
 }
 
