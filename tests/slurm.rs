@@ -100,7 +100,8 @@ impl Site {
             self.slurm.field(job, "JobState") == "PENDING"
         });
         let job = format!("jobid={job}");
-        self.slurm.ask(&["scontrol", "update", &job, "starttime=now"]);
+        self.slurm
+            .ask(&["scontrol", "update", &job, "starttime=now"]);
     }
 
     fn has_status(&self, task: &str, status: &str) {
