@@ -89,9 +89,15 @@ pub struct Monitor {
     stop: CancellationToken,
     reporter: JoinHandle<()>,
     scalars: JoinHandle<()>,
-    /// The sampler ends when this is dropped.
-    _sampling: mpsc::Sender<()>,
+    /// The threads end when this is dropped.
+    sampling: Option<mpsc::Sender<()>>,
+    /// Nothing comes; closed when the threads have ended.
+    alive: tokio::sync::mpsc::Receiver<()>,
 }
+
+/// How long the end waits for the threads. To leave while one is inside the driver's library would be
+/// to take that library away from under it; one that hangs in there cannot be helped.
+const THREADS_LIMIT: Duration = Duration::from_millis(500);
 
 /// Samples that wait to be reported.
 #[derive(Debug, Default)]
@@ -105,14 +111,16 @@ struct Periods {
 pub fn start(report: Report) -> Monitor {
     let stop = CancellationToken::new();
     let periods = Arc::new(Mutex::new(Periods::default()));
-    let sampling = sample(&report, periods.clone());
+    let (alive, ended) = tokio::sync::mpsc::channel(1);
+    let sampling = sample(&report, periods.clone(), alive);
     let scalars = tokio::spawn(task::tell(report.clone(), periods.clone(), stop.clone()));
     let reporter = tokio::spawn(run(report, periods, stop.clone()));
     Monitor {
         stop,
         reporter,
         scalars,
-        _sampling: sampling,
+        sampling: Some(sampling),
+        alive: ended,
     }
 }
 
@@ -121,10 +129,17 @@ impl Monitor {
     /// server's list is the caller's.
     pub async fn stop(mut self) {
         self.stop.cancel();
+        self.sampling = None;
         for task in [&mut self.reporter, &mut self.scalars] {
             if let Err(error) = task.await {
                 tracing::debug!(%error, "the monitor did not end well");
             }
+        }
+        if tokio::time::timeout(THREADS_LIMIT, self.alive.recv())
+            .await
+            .is_err()
+        {
+            tracing::debug!("a thread of the monitor has not ended");
         }
     }
 }
@@ -176,7 +191,7 @@ async fn send(report: &Report, stats: Option<&MachineStats>) {
 
 /// Samples into `periods` until the returned end is dropped. On a thread of its own: the figures
 /// come from files, and one on a file system that hangs must not hold up anything else.
-fn sample(report: &Report, periods: Arc<Mutex<Periods>>) -> mpsc::Sender<()> {
+fn sample(report: &Report, periods: Arc<Mutex<Periods>>, alive: gpu::Alive) -> mpsc::Sender<()> {
     let (end, ended) = mpsc::channel::<()>();
     let Report {
         disk_path,
@@ -204,7 +219,7 @@ fn sample(report: &Report, periods: Arc<Mutex<Periods>>) -> mpsc::Sender<()> {
             patience: timing.driver,
         };
         let pids = gpu::Pids::default();
-        let gpus = gpu::Watch::start(gpus, &rhythm, pids.clone(), console);
+        let gpus = gpu::Watch::start(gpus, &rhythm, pids.clone(), console, alive);
         let script = script.subscribe();
         let mut job: Option<job::Watch> = None;
         while still_wanted() {

@@ -86,10 +86,10 @@ pub struct Machine {
 }
 
 /// How long the driver may take; an idle one that wakes eight GPUs takes some seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What is wrong, one sentence each. Takes a minute at most, and can be abandoned.
-pub async fn check(source: &Source, asked: &Asked) -> Vec<String> {
+/// What is wrong, one sentence each. Takes as long as `patience` at most, and can be abandoned.
+pub async fn check(source: &Source, asked: &Asked, patience: Duration) -> Vec<String> {
     if source.visible == Visible::None {
         return Vec::new();
     }
@@ -101,13 +101,13 @@ pub async fn check(source: &Source, asked: &Asked) -> Vec<String> {
     if let Err(error) = std::thread::Builder::new().name("gpu".into()).spawn(look) {
         return vec![format!("the GPUs could not be looked at: {error}")];
     }
-    match tokio::time::timeout(PATIENCE, told).await {
+    match tokio::time::timeout(patience, told).await {
         Ok(Ok(machine)) => findings(&machine, asked),
         // The thread panicked.
         Ok(Err(_)) => vec!["the GPUs could not be looked at: a defect of the agent".into()],
         Err(_) => vec![format!(
             "the GPUs' driver has not answered for {} s",
-            PATIENCE.as_secs()
+            patience.as_secs()
         )],
     }
 }
