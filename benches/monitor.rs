@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use clearml_agent::api::Session;
 use clearml_agent::console::Console;
 use clearml_agent::monitor::gpu::{Source, Visible};
-use clearml_agent::monitor::{self, Node, Report, Script, TaskScalars, Timing, Worker};
+use clearml_agent::monitor::{self, GpuReport, Node, Report, Script, TaskScalars, Timing, Worker};
 use recorded::Recorded;
 use serde_json::json;
 
@@ -75,7 +75,10 @@ fn measure(gpus: u32) {
                 visible: Visible::All,
                 sysfs: "/sys".into(),
             },
-            default_gpu_usage: Some(100.0),
+            gpu_report: GpuReport {
+                default_usage: Some(100.0),
+                fractions: vec![],
+            },
             script: script.clone(),
             scalars: Some(TaskScalars::new(
                 REASON,

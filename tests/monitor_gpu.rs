@@ -19,7 +19,7 @@ use clearml_agent::api::Session;
 use clearml_agent::console::Console;
 use clearml_agent::monitor::gpu::health::{self, Asked};
 use clearml_agent::monitor::gpu::{Source, Visible};
-use clearml_agent::monitor::{self, Monitor, Report, Script, Timing, Worker};
+use clearml_agent::monitor::{self, GpuReport, Monitor, Report, Script, Timing, Worker};
 use nvml::{Driver, gpus};
 use recorded::Recorded;
 use serde_json::{Value, json};
@@ -78,7 +78,10 @@ impl Watched {
                 visible,
                 sysfs: "/no/such/sysfs".into(),
             },
-            default_gpu_usage: Some(100.0),
+            gpu_report: GpuReport {
+                default_usage: Some(100.0),
+                fractions: vec![],
+            },
             script: Script::default(),
             scalars: None,
             timing: Timing {

@@ -26,6 +26,7 @@ use host::Host;
 use job::Life;
 pub use job::Script;
 pub use scalars::{Layout, Node};
+pub use stats::GpuReport;
 use stats::{MachineStats, Period};
 pub use task::TaskScalars;
 
@@ -38,9 +39,7 @@ pub struct Report {
     /// `disk_free_home` is that of the file system with this path.
     pub disk_path: PathBuf,
     pub gpus: gpu::Source,
-    /// What a GPU's usage counts as whose driver does not tell it
-    /// (`agent.resource_monitoring.default_gpu_utilization`).
-    pub default_gpu_usage: Option<f64>,
+    pub gpu_report: GpuReport,
     /// The job, once there is one.
     pub script: Script,
     /// `None`: the task gets no scalars from here.
@@ -154,6 +153,7 @@ impl Drop for Monitor {
 async fn run(report: Report, periods: Arc<Mutex<Periods>>, stop: CancellationToken) {
     let reports = async {
         send(&report, None).await;
+        let fractions = !report.session.is_basic().await;
         let mut pause = report.timing.first;
         loop {
             tokio::time::sleep(pause).await;
@@ -163,7 +163,7 @@ async fn run(report: Report, periods: Arc<Mutex<Periods>>, stop: CancellationTok
                 periods.worker.clear();
                 averages
             };
-            let stats = averages.map(|a| MachineStats::of(&a, report.default_gpu_usage));
+            let stats = averages.map(|a| MachineStats::of(&a, &report.gpu_report, fractions));
             send(&report, stats.as_ref()).await;
             pause = report.timing.every;
         }

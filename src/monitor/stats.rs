@@ -122,12 +122,25 @@ pub struct MachineStats {
     pub gpu_memory_used: Vec<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub gpu_memory_free: Vec<f64>,
+    /// How much of each GPU is the job's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpu_fraction: Vec<f64>,
+}
+
+/// What is configured of the GPUs' figures.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GpuReport {
+    /// Stands for the usage of a GPU whose driver does not tell it (all MIG instances):
+    /// `agent.resource_monitoring.default_gpu_utilization`.
+    pub default_usage: Option<f64>,
+    /// How much of each GPU is the job's, by its place; the last holds for those behind it
+    /// (`CLEARML_AGENT_GPU_FRACTIONS`). Servers that are more than the open-source one want it.
+    pub fractions: Vec<f64>,
 }
 
 impl MachineStats {
-    /// `default_usage` stands for the usage of a GPU whose driver does not tell it (all MIG
-    /// instances): `agent.resource_monitoring.default_gpu_utilization`.
-    pub fn of(averages: &Averages, default_usage: Option<f64>) -> Self {
+    /// `fractions`: whether the server wants them.
+    pub fn of(averages: &Averages, report: &GpuReport, fractions: bool) -> Self {
         let gpus = |figure: fn(&Gpu) -> Option<f64>| -> Vec<f64> {
             averages.gpus.iter().filter_map(figure).collect()
         };
@@ -144,11 +157,20 @@ impl MachineStats {
             gpu_usage: averages
                 .gpus
                 .iter()
-                .filter_map(|gpu| gpu.usage.or(default_usage))
+                .filter_map(|gpu| gpu.usage.or(report.default_usage))
                 .collect(),
             gpu_temperature: gpus(|gpu| gpu.temperature),
             gpu_memory_used: gpus(|gpu| gpu.memory_used),
             gpu_memory_free: gpus(|gpu| gpu.memory_free),
+            gpu_fraction: averages
+                .gpus
+                .iter()
+                .filter(|_| fractions)
+                .map(|gpu| {
+                    let all = &report.fractions;
+                    *all.get(gpu.place).or(all.last()).unwrap_or(&1.0)
+                })
+                .collect(),
         }
     }
 }
@@ -397,7 +419,11 @@ mod tests {
     fn take(period: &mut Period) -> Option<MachineStats> {
         let averages = period.averages();
         period.clear();
-        averages.map(|averages| MachineStats::of(&averages, Some(100.0)))
+        let report = GpuReport {
+            default_usage: Some(100.0),
+            fractions: vec![0.5, 0.25],
+        };
+        averages.map(|averages| MachineStats::of(&averages, &report, true))
     }
 
     #[test]
@@ -509,6 +535,7 @@ mod tests {
         assert_eq!(stats.gpu_memory_used, [200.0, 50.0]);
         assert_eq!(stats.gpu_memory_free, [800.0, 950.0]);
         assert_eq!(stats.gpu_temperature, [40.0, 42.0]);
+        assert_eq!(stats.gpu_fraction, [0.5, 0.25]);
 
         // One that vanishes is not in the next report; the other goes on.
         let sample = Sample {
@@ -517,8 +544,9 @@ mod tests {
         };
         period.add(Instant::now(), &sample);
         let averages = period.averages().unwrap();
-        let without = MachineStats::of(&averages, None);
-        assert_eq!(without.gpu_usage, Vec::<f64>::new(), "no default");
+        let without = MachineStats::of(&averages, &GpuReport::default(), false);
+        assert!(without.gpu_usage.is_empty(), "no default");
+        assert!(without.gpu_fraction.is_empty(), "not wanted");
         assert_eq!(without.gpu_memory_used, [60.0]);
     }
 
