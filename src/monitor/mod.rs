@@ -10,6 +10,7 @@ mod host;
 mod job;
 mod scalars;
 mod stats;
+mod status;
 mod task;
 
 use std::path::PathBuf;
@@ -26,8 +27,9 @@ use host::Host;
 use job::Life;
 pub use job::Script;
 pub use scalars::{Layout, Node};
-pub use stats::GpuReport;
-use stats::{MachineStats, Period};
+use stats::Period;
+pub use status::GpuReport;
+use status::MachineStats;
 pub use task::TaskScalars;
 
 /// What is reported, where and when.

@@ -9,6 +9,7 @@ mod driver;
 pub mod health;
 mod nvml;
 mod visible;
+mod xid;
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -227,7 +228,7 @@ fn follow(
             Some(reader) => reader.look(&job, console, &asking),
             None => Vec::new(),
         };
-        figures.extend(amd.iter().flat_map(amd::Reader::look));
+        figures.extend(amd.iter().flat_map(|reader| reader.look(&job)));
         {
             let mut latest = lock(latest);
             latest.figures = figures;
