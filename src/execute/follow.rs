@@ -9,6 +9,8 @@ use super::outcome::{Outcome, Stage, StopCause};
 use super::prepare::{Prepared, WriteBack};
 use super::run::Run;
 use super::run_dir;
+use super::settings::GRACE;
+use super::slurm;
 use super::timeline::Phase;
 use crate::api::Session;
 use crate::journal::sync;
@@ -64,10 +66,16 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Us
     };
 
     let ending = async {
-        let ended = tokio::select! {
-            ended = job.wait() => (ended, None),
-            cause = run.stop.requested() => {
-                (stop(run, &mut job, &cause, &callback).await, Some(cause))
+        let ended = loop {
+            tokio::select! {
+                ended = job.wait() => break (ended, None),
+                cause = run.stop.requested() => {
+                    break (stop(run, &mut job, &cause, &callback).await, Some(cause));
+                }
+                notice = run.stop.notice() => {
+                    job.signal(notice);
+                    run.console.say(format!("Passed {} on to the script", signal::name(notice)));
+                }
             }
         };
         run.timeline.mark(Phase::ScriptEnded);
@@ -117,13 +125,23 @@ async fn stop(
             () = run.stop.hurried() => {}
         }
     }
+    let grace = settings.grace();
+    let then = match grace {
+        Some(grace) => format!("if it still runs after {} s", grace.as_secs()),
+        None => "before Slurm sends it (KillWait)".into(),
+    };
     run.console.say(format!(
-        "Stopping the script ({cause}): {}, and SIGKILL if it still runs after {} s",
+        "Stopping the script ({cause}): {}, and SIGKILL {then}",
         signal::name(settings.signal),
-        settings.grace.as_secs()
     ));
+    let patience = async {
+        match grace {
+            Some(grace) => grace,
+            None => slurm::kill_wait().await.map_or(GRACE, slurm::grace),
+        }
+    };
     let ended = tokio::select! {
-        ended = job.stop(settings.signal, settings.grace) => Some(ended),
+        ended = job.stop(settings.signal, patience) => Some(ended),
         () = run.stop.hurried() => None,
     };
     match ended {
@@ -131,7 +149,8 @@ async fn stop(
         None => {
             run.console
                 .say("Asked to stop a second time: SIGKILL at once");
-            job.stop(signal::KILL, Duration::ZERO).await
+            job.stop(signal::KILL, std::future::ready(Duration::ZERO))
+                .await
         }
     }
 }

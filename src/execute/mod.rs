@@ -1,6 +1,7 @@
 //! The story of one run.
 
 mod abort_callback;
+mod batch;
 pub mod claim;
 mod follow;
 mod health;
@@ -13,7 +14,9 @@ mod prepare;
 pub mod result;
 pub mod run;
 pub mod run_dir;
+pub mod scheduler;
 pub mod settings;
+mod slurm;
 pub mod stop;
 pub mod timeline;
 pub mod watch;
