@@ -141,6 +141,11 @@ impl Session {
         &self.host
     }
 
+    /// Whether the server is the open-source one, or has no more than it.
+    pub async fn is_basic(&self) -> bool {
+        self.token.lock().await.feature_set() == "basic"
+    }
+
     /// Calls `endpoint` (`service.action`) with a JSON body.
     pub async fn call<T: DeserializeOwned>(
         &self,

@@ -1,4 +1,4 @@
-//! What the agent reads of the server's token (a JWT): when it ends. The signature is the server's
+//! What the agent reads of the server's token (a JWT): when it ends, and what kind of server it is. The signature is the server's
 //! business.
 
 use base64::Engine as _;
@@ -12,6 +12,7 @@ use crate::secret::Secret;
 pub struct Token {
     pub value: Secret,
     life: Option<Life>,
+    feature_set: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -21,19 +22,32 @@ struct Life {
     iat: u64,
 }
 
+#[derive(Debug, Default, Deserialize)]
+struct Features {
+    #[serde(default)]
+    feature_set: Option<String>,
+}
+
 impl Token {
     /// Takes any text: a token that is no JWT is just never known to be near its end.
     pub fn new(value: impl Into<String>) -> Self {
         let value = value.into();
-        let life = value
+        let claims = value
             .split('.')
             .nth(1)
             .and_then(|payload| URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok())
-            .and_then(|json| serde_json::from_slice(&json).ok());
+            .unwrap_or_default();
+        let features: Features = serde_json::from_slice(&claims).unwrap_or_default();
         Self {
             value: Secret::new(value),
-            life,
+            life: serde_json::from_slice(&claims).ok(),
+            feature_set: features.feature_set.filter(|set| !set.is_empty()),
         }
+    }
+
+    /// What the server can do, in its own word: `basic` is the open-source one.
+    pub fn feature_set(&self) -> &str {
+        self.feature_set.as_deref().unwrap_or("basic")
     }
 
     /// Whether a new one should be fetched before the next call: less than a tenth of its life is
@@ -52,6 +66,19 @@ mod tests {
 
     fn token(payload: &str) -> Token {
         Token::new(format!("e30.{}.sig", URL_SAFE_NO_PAD.encode(payload)))
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_is_basic() {
+        for (payload, expected) in [
+            (r#"{"exp": 1, "feature_set": "advanced"}"#, "advanced"),
+            (r#"{"feature_set": "pro"}"#, "pro"),
+            (r#"{"exp": 1, "feature_set": null}"#, "basic"),
+            (r#"{"exp": 1}"#, "basic"),
+            ("no JSON", "basic"),
+        ] {
+            assert_eq!(token(payload).feature_set(), expected, "{payload}");
+        }
     }
 
     #[test]
