@@ -1,0 +1,12 @@
+//! A run inside a container: where the engine is, the image, what goes in, and the container's life
+//! around the inner agent. Which image and which arguments is `choice`'s and `run_args`' matter.
+
+pub mod archive;
+pub mod credentials;
+pub mod engine;
+pub mod error;
+pub mod handover;
+pub mod image;
+pub mod lifecycle;
+pub mod owner;
+pub mod user;
