@@ -98,6 +98,9 @@ pub struct ExecuteArgs {
     /// Use only what is on this machine: no clone, no installation
     #[arg(long, help_heading = "Where it runs")]
     pub standalone_mode: bool,
+    /// This is the agent inside a container; DIR is what the agent on the host has left for it
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub inside: Option<PathBuf>,
     /// GPUs the task may see: 0, or 0,1,2, or all (sets NVIDIA_VISIBLE_DEVICES)
     #[arg(
         long,

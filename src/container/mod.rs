@@ -2,6 +2,7 @@
 //! around the inner agent. Which image and which arguments is `choice`'s and `run_args`' matter.
 
 pub mod archive;
+pub mod caches;
 pub mod credentials;
 pub mod engine;
 pub mod error;
@@ -9,4 +10,6 @@ pub mod handover;
 pub mod image;
 pub mod lifecycle;
 pub mod owner;
+pub mod settings;
+pub mod spec;
 pub mod user;
