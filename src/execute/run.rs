@@ -10,7 +10,7 @@ use super::job_env::Variables;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause, Verdict};
 use super::prepare;
-use super::result::{Log, Reason, ResultFile, RunResult, Script};
+use super::result::{Log, Reason, ResultFile, RunResult, Script, Versions};
 use super::run_dir::RunDir;
 use super::settings::{self, Monitoring, Settings};
 use super::stop::Stop;
@@ -23,7 +23,7 @@ use crate::console::Console;
 use crate::journal::{self, Journal, Receipt, Upload};
 use crate::mask::{Mask, Secrets};
 use crate::monitor;
-use crate::process;
+use crate::process::{self, Usage};
 use crate::task::Task;
 
 /// A server that takes longer is worth a word.
@@ -47,6 +47,29 @@ struct Ending {
     outcome: Outcome,
     verdict: Verdict,
     receipt: Receipt,
+    usage: Option<Usage>,
+    versions: Versions,
+}
+
+/// What a run came to, before it is told.
+struct Ran {
+    outcome: Outcome,
+    /// To be removed.
+    run_dir: Option<RunDir>,
+    usage: Option<Usage>,
+    versions: Versions,
+}
+
+impl From<Outcome> for Ran {
+    /// Nothing ran.
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            run_dir: None,
+            usage: None,
+            versions: Versions::default(),
+        }
+    }
 }
 
 /// `clearml-agent execute`; gives the exit code.
@@ -86,7 +109,7 @@ fn result<'a>(
     times: &'a Timeline,
     mask: &Mask,
 ) -> RunResult<'a> {
-    let (task, worker, status, reason, message, script, log) = match ended {
+    let (task, worker, status, reason, message, script, log, usage, versions) = match ended {
         Ok(ending) => (
             ending.task.clone(),
             Some(ending.worker.clone()),
@@ -95,6 +118,8 @@ fn result<'a>(
             ending.verdict.reason.clone(),
             Script::from(&ending.outcome),
             Some(Log::from(&ending.receipt)),
+            ending.usage,
+            ending.versions.clone(),
         ),
         Err(not_run) => (
             asked_for.to_owned(),
@@ -104,6 +129,8 @@ fn result<'a>(
             mask.mask(&not_run.to_string()),
             Script::default(),
             None,
+            None,
+            Versions::default(),
         ),
     };
     RunResult {
@@ -115,8 +142,9 @@ fn result<'a>(
         exit_code,
         script,
         times,
+        usage,
         log,
-        agent_version: env!("CARGO_PKG_VERSION"),
+        versions,
     }
 }
 
@@ -256,19 +284,25 @@ async fn carry_out(
     let watching = tokio::spawn(watch(session.clone(), id.clone(), stop.clone()));
 
     // A task of its own: a defect that panics in there still ends here, with a status.
-    let (outcome, run_dir) = tokio::spawn(prepare_and_follow(run.clone()))
+    let ran = tokio::spawn(prepare_and_follow(run.clone()))
         .await
         .unwrap_or_else(|panic| {
             let outcome = Outcome::Failed {
                 stage: Stage::Agent,
                 cause: format!("a defect of the agent, please report it: {panic}"),
             };
-            (outcome, None)
+            Ran::from(outcome)
         });
+    let Ran {
+        outcome,
+        run_dir,
+        usage,
+        versions,
+    } = ran;
     watching.abort();
     let clean_up = tokio::task::spawn_blocking(move || drop(run_dir));
 
-    if !matches!(outcome, Outcome::Exited { .. } | Outcome::Signalled { .. }) {
+    if !outcome.is_of_script() {
         journal.release_setup();
     }
     let mut verdict = outcome.verdict(&run.settings.mask);
@@ -311,6 +345,8 @@ async fn carry_out(
         outcome,
         verdict,
         receipt,
+        usage,
+        versions,
     }
 }
 
@@ -335,12 +371,12 @@ fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
 fn hides_exit_code(settings: &Settings, outcome: &Outcome) -> bool {
     !settings.propagate_exit_code
         && settings.monitoring == Monitoring::Full
-        && matches!(outcome, Outcome::Exited { .. } | Outcome::Signalled { .. })
+        && outcome.is_of_script()
 }
 
 /// Code and environment, then the script to its end. The folder is given back to be removed beside
 /// the last calls.
-async fn prepare_and_follow(run: Arc<Run>) -> (Outcome, Option<RunDir>) {
+async fn prepare_and_follow(run: Arc<Run>) -> Ran {
     let runs_dir = &run.settings.runs_dir;
     let run_dir = match RunDir::create(runs_dir, &run.task.id) {
         Ok(run_dir) => run_dir,
@@ -352,12 +388,23 @@ async fn prepare_and_follow(run: Arc<Run>) -> (Outcome, Option<RunDir>) {
                     runs_dir.display()
                 ),
             };
-            return (outcome, None);
+            return outcome.into();
         }
     };
-    let outcome = match prepare::prepare(&run, &run_dir).await {
-        Ok(prepared) => follow(&run, prepared).await,
-        Err(outcome) => outcome,
+    let ran = match prepare::prepare(&run, &run_dir).await {
+        Ok(prepared) => {
+            let versions = prepared.versions.clone();
+            let (outcome, usage) = follow(&run, prepared).await;
+            Ran {
+                usage,
+                versions,
+                ..Ran::from(outcome)
+            }
+        }
+        Err(outcome) => outcome.into(),
     };
-    (outcome, Some(run_dir))
+    Ran {
+        run_dir: Some(run_dir),
+        ..ran
+    }
 }

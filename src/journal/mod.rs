@@ -19,6 +19,7 @@ mod receipt;
 mod shared;
 mod spool;
 pub mod sync;
+mod tail;
 mod uploader;
 
 use std::fs::File;
@@ -191,6 +192,11 @@ impl Journal {
     /// What follows goes to the server always.
     pub fn job_started(&self) {
         self.shared.job_started();
+    }
+
+    /// The last hundred lines or so that were printed (not those of the agent), secrets masked.
+    pub fn last_lines(&self) -> Vec<String> {
+        self.shared.last_lines()
     }
 
     /// The set-up part goes to the server, too. Without effect once the job has started.

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::clock::Clock;
 use super::spool::{self, About, Left, Progress};
+use super::tail::Tail;
 use super::{Amount, Receipt};
 use crate::mask::{Mask, Masker};
 
@@ -38,6 +39,7 @@ struct State {
     masker: Masker,
     /// What came out of it, to be kept.
     masked: Vec<u8>,
+    tail: Tail,
     clock: Clock,
     /// The end of the last whole record.
     end: u64,
@@ -140,6 +142,7 @@ impl Shared {
                 spool,
                 masker: mask.masker(),
                 masked: Vec::new(),
+                tail: Tail::default(),
                 clock: Clock::new(),
                 end,
                 closed: false,
@@ -186,6 +189,7 @@ impl Shared {
         let mut masked = std::mem::take(&mut state.masked);
         step(&mut state.masker, &mut masked);
         self.write(&mut state, &masked);
+        state.tail.push(&masked);
         masked.clear();
         state.masked = masked;
         drop(state);
@@ -207,6 +211,11 @@ impl Shared {
         self.write(&mut state, text.as_bytes());
         drop(state);
         self.wake();
+    }
+
+    /// The last lines of what was printed, secrets masked.
+    pub fn last_lines(&self) -> Vec<String> {
+        self.state().tail.lines()
     }
 
     pub fn job_started(&self) {

@@ -7,6 +7,7 @@
 //!
 //! The journal reads the output; who stops a job, and why, is decided elsewhere.
 
+mod account;
 pub mod cgroup;
 pub mod death;
 pub mod disks;
@@ -23,6 +24,7 @@ pub mod usage;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use account::{Account, Usage};
 pub(crate) use job::die_with_the_agent;
 pub use job::{Job, spawn};
 pub use output::OutputPipe;
