@@ -19,7 +19,7 @@ pub struct StatusNote<'a> {
 }
 
 /// A final status that the agent writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinalStatus {
     Completed,

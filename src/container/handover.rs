@@ -104,3 +104,65 @@ impl Parcel<'_> {
 pub fn entrypoint() -> Vec<String> {
     vec!["/bin/sh".to_owned(), format!("{FOLDER}/{START}")]
 }
+
+/// A file of this machine at `path` (absolute) in the container, for its user alone.
+pub fn private_file(path: &str, file: PathBuf, user: &User) -> Item {
+    Item {
+        path: path.trim_start_matches('/').to_owned(),
+        mode: 0o600,
+        uid: user.uid,
+        gid: user.gid,
+        content: Content::File(file),
+    }
+}
+
+/// The plain files of `from` and of its folders, into the folder `into` (absolute) of the container.
+/// Sockets and the like have no use there.
+pub fn folder_items(from: &Path, into: &str, user: &User, items: &mut Vec<Item>) {
+    let Ok(entries) = std::fs::read_dir(from) else {
+        return;
+    };
+    items.push(Item {
+        path: into.trim_start_matches('/').to_owned(),
+        mode: 0o700,
+        uid: user.uid,
+        gid: user.gid,
+        content: Content::Folder,
+    });
+    for entry in entries.flatten() {
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let (path, into) = (entry.path(), format!("{into}/{name}"));
+        // A link to a folder could lead in a circle; one to a file is as good as the file.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            folder_items(&path, &into, user, items);
+        } else if path.is_file() {
+            items.push(private_file(&into, path, user));
+        }
+    }
+}
+
+/// Why the agent does not run in an image, from what its loader said.
+pub fn why_unsuitable(said: &str) -> String {
+    let said = said.trim();
+    let lower = said.to_lowercase();
+    let why = match () {
+        () if lower.contains("glibc_") => {
+            "its C library (glibc) is too old: 2.28 is needed, as in Debian 10, Ubuntu 20.04, RHEL 8 and later"
+        }
+        () if lower.contains("not found") || lower.contains("no such file") => {
+            "it has no glibc, which the agent needs (2.28 or later; images of Alpine and busybox have another C \
+             library)"
+        }
+        () if lower.contains("exec format") => "it is for another kind of processor than the agent",
+        () if lower.contains("permission denied") => {
+            "the agent may not be executed in it (a volume mounted with noexec, or a security profile)"
+        }
+        () => "the agent does not start in it",
+    };
+    match said.lines().next_back() {
+        Some(last) => format!("{why} ({last})"),
+        None => why.to_owned(),
+    }
+}

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::inside;
 use super::outcome::{Outcome, Stage, StopCause};
+use super::report::Report;
 use super::run::Run;
 use super::timeline::Phase;
 use crate::api::Trust;
@@ -304,13 +305,11 @@ async fn fill_and_follow(
         }
         _ => error,
     })?;
-    run.timeline.mark(Phase::ScriptStarted);
     let (ended, stopped) = follow(run, container, attached).await?;
-    run.timeline.mark(Phase::ScriptEnded);
     if let Some(cause) = stopped {
         return Ok(Outcome::Stopped(cause));
     }
-    outcome(container, decided, ended).await
+    outcome(run, container, decided, ended).await
 }
 
 /// The agent, its configuration and its orders.
@@ -480,6 +479,7 @@ async fn stop(
 
 /// How the run ended, by the inner agent's own document where it could write one.
 async fn outcome(
+    run: &Run,
     container: &Container,
     decided: &Decided,
     ended: Ended,
@@ -487,11 +487,21 @@ async fn outcome(
     let engine = container.engine();
     let get = async |path: &str| archive::get(engine, container.id(), path).await;
     if let Some(document) = get(handover::RESULT).await? {
-        let report =
+        let report: Report =
             serde_json::from_slice(&document).map_err(|error| ContainerError::Engine {
                 at: "reading how the run ended",
                 cause: error.to_string(),
             })?;
+        for phase in [
+            Phase::CodeReady,
+            Phase::EnvironmentReady,
+            Phase::ScriptStarted,
+            Phase::ScriptEnded,
+        ] {
+            if let Some(at) = report.times.get(&phase) {
+                run.timeline.mark_at(phase, *at);
+            }
+        }
         return Ok(Outcome::Inside(Arc::new(report)));
     }
     if let Some(said) = get(handover::UNSUITABLE).await? {

@@ -3,10 +3,13 @@
 mod abort_callback;
 pub mod claim;
 mod follow;
+mod in_container;
+mod inside;
 pub mod job_env;
 mod not_run;
 pub mod outcome;
 mod prepare;
+pub mod report;
 pub mod result;
 pub mod run;
 pub mod run_dir;

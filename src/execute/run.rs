@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::claim::{self, Claimed};
 use super::follow::follow;
+use super::{in_container, inside};
 use super::job_env::Variables;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause, Verdict};
@@ -41,33 +42,40 @@ pub(super) struct Run {
 }
 
 /// How a claimed run ended, and what was told of it.
-struct Ending {
-    task: String,
-    worker: String,
-    outcome: Outcome,
-    verdict: Verdict,
-    receipt: Receipt,
-    usage: Option<Usage>,
-    versions: Versions,
+pub(super) struct Ending {
+    pub task: String,
+    pub worker: String,
+    pub outcome: Outcome,
+    pub verdict: Verdict,
+    pub receipt: Receipt,
+    pub usage: Option<Usage>,
+    pub versions: Versions,
 }
 
 /// What a run came to, before it is told.
-struct Ran {
-    outcome: Outcome,
+pub(super) struct Ran {
+    pub outcome: Outcome,
     /// To be removed.
-    run_dir: Option<RunDir>,
-    usage: Option<Usage>,
-    versions: Versions,
+    pub run_dir: Option<RunDir>,
+    pub usage: Option<Usage>,
+    pub versions: Versions,
 }
 
 impl From<Outcome> for Ran {
-    /// Nothing ran.
+    /// With what the agent in the container says of it; else nothing ran.
     fn from(outcome: Outcome) -> Self {
+        let mut versions = Versions::default();
+        let mut usage = None;
+        if let Outcome::Inside(report) = &outcome {
+            usage = report.usage;
+            versions.python = report.versions.python.clone();
+            versions.commit = report.versions.commit.clone();
+        }
         Self {
             outcome,
             run_dir: None,
-            usage: None,
-            versions: Versions::default(),
+            usage,
+            versions,
         }
     }
 }
@@ -84,7 +92,12 @@ pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask
             return not_run.exit_code();
         }
     };
-    let ended = attempt(&args, &global, env, mask, timeline.clone()).await;
+    let ended = match &args.inside {
+        None => attempt(&args, &global, env, mask, timeline.clone()).await,
+        Some(folder) => {
+            inside::attempt(&args, &global, env, mask, timeline.clone(), folder).await
+        }
+    };
     timeline.mark(Phase::Finished);
     let exit_code = match &ended {
         Ok(ending) => ending.verdict.exit_code,
@@ -206,6 +219,18 @@ async fn take(
     stop: &Stop,
     console: &Console,
 ) -> Result<(Session, Claimed), NotRun> {
+    let (session, task) = reach(settings, stop, console).await?;
+    let worker = &settings.endpoint.worker;
+    let claimed = claim::claim(&session, task, settings.mode, worker, console).await?;
+    Ok((session, claimed))
+}
+
+/// Logs in and reads the task.
+pub(super) async fn reach(
+    settings: &Settings,
+    stop: &Stop,
+    console: &Console,
+) -> Result<(Session, Task), NotRun> {
     let asking = async {
         let session = Session::login(&settings.endpoint)
             .await
@@ -221,14 +246,11 @@ async fn take(
         ));
         std::future::pending().await
     };
-    let (session, task) = tokio::select! {
+    tokio::select! {
         asked = asking => asked,
         never = patience => never,
         cause = stop.requested() => Err(interrupted(&cause)),
-    }?;
-    let worker = &settings.endpoint.worker;
-    let claimed = claim::claim(&session, task, settings.mode, worker, console).await?;
-    Ok((session, claimed))
+    }
 }
 
 fn interrupted(cause: &StopCause) -> NotRun {
@@ -286,13 +308,7 @@ async fn carry_out(
     // A task of its own: a defect that panics in there still ends here, with a status.
     let ran = tokio::spawn(prepare_and_follow(run.clone()))
         .await
-        .unwrap_or_else(|panic| {
-            let outcome = Outcome::Failed {
-                stage: Stage::Agent,
-                cause: format!("a defect of the agent, please report it: {panic}"),
-            };
-            Ran::from(outcome)
-        });
+        .unwrap_or_else(defect);
     let Ran {
         outcome,
         run_dir,
@@ -309,7 +325,9 @@ async fn carry_out(
     if hides_exit_code(&run.settings, &outcome) {
         verdict.exit_code = 0;
     }
-    run.console.say(verdict.last_line.as_str());
+    if let Some(line) = &verdict.last_line {
+        run.console.say(line.as_str());
+    }
     let receipt = journal.finish(run.settings.journal.drain).await;
     run.timeline.mark(Phase::LogSent);
     if monitoring != Monitoring::Off {
@@ -350,8 +368,15 @@ async fn carry_out(
     }
 }
 
+pub(super) fn defect(panic: tokio::task::JoinError) -> Ran {
+    Ran::from(Outcome::Failed {
+        stage: Stage::Agent,
+        cause: format!("a defect of the agent, please report it: {panic}"),
+    })
+}
+
 /// What the task itself holds of secrets: passwords in its addresses, and variables that it sets.
-fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
+pub(super) fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
     if let Some(script) = &task.script {
         secrets.add_urls("the task's repository", &script.repository);
         for kind in ["pip", "org_pip", "conda"] {
@@ -376,7 +401,10 @@ fn hides_exit_code(settings: &Settings, outcome: &Outcome) -> bool {
 
 /// Code and environment, then the script to its end. The folder is given back to be removed beside
 /// the last calls.
-async fn prepare_and_follow(run: Arc<Run>) -> Ran {
+pub(super) async fn prepare_and_follow(run: Arc<Run>) -> Ran {
+    if let Some(settings) = &run.settings.container {
+        return in_container::run(&run, settings).await.into();
+    }
     let runs_dir = &run.settings.runs_dir;
     let run_dir = match RunDir::create(runs_dir, &run.task.id) {
         Ok(run_dir) => run_dir,

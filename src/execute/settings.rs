@@ -10,6 +10,7 @@ use super::job_env::{Gpus, Variables};
 use super::outcome::exit;
 use crate::api::{Endpoint, Trust};
 use crate::cli::{ExecuteArgs, GlobalArgs, LogLevel};
+use crate::container::settings as container;
 use crate::config::{self, Config, ConfigError, Lookup};
 use crate::mask::Mask;
 use crate::process::signal;
@@ -28,6 +29,8 @@ pub struct Settings {
     pub job: JobSettings,
     pub git: GitSettings,
     pub python: python::Settings,
+    /// `--docker`: the run goes into a container.
+    pub container: Option<container::Settings>,
     /// Where the runs' private folders are made (`agent.venvs_dir`).
     pub runs_dir: PathBuf,
     pub journal: JournalSettings,
@@ -156,6 +159,10 @@ pub fn resolve(
     // What the script inherits, and with it every tool that is run for it.
     let mut inherited = env;
     inherited.extend(config.job_variables().clone());
+    let container = match &args.docker {
+        Some(words) => Some(container::Settings::read(words, &config, &inherited)?),
+        None => None,
+    };
     let stop = stop_settings(args, &config, &mut inherited)?;
     let gpus = Gpus::from_flags(args.gpus.as_deref(), args.cpu_only);
     let worker = config.worker_id();
@@ -183,6 +190,7 @@ pub fn resolve(
         },
         python: python::Settings::from_lookup(&|key| config.value(key).cloned(), &inherited)
             .map_err(SettingsError::Value)?,
+        container,
         runs_dir: folder("agent.venvs_dir")?,
         journal: JournalSettings {
             dir: folder("agent.journal.path")?,
@@ -276,12 +284,6 @@ fn journal_limit(config: &Config) -> Result<u64, SettingsError> {
 }
 
 fn refuse_what_is_not_built(args: &ExecuteArgs) -> Result<(), SettingsError> {
-    if args.docker.is_some() {
-        return Err(SettingsError::NotBuilt {
-            option: "--docker",
-            instead: "leave it out to run the task on this machine",
-        });
-    }
     if args.standalone_mode {
         return Err(SettingsError::NotBuilt {
             option: "--standalone-mode",
