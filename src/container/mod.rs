@@ -1,5 +1,5 @@
 //! A run inside a container: where the engine is, the image, what goes in, and the container's life
-//! around the inner agent. Which image and which arguments is `choice`'s and `run_args`' matter.
+//! around the inner agent.
 
 pub mod archive;
 pub mod caches;
@@ -10,6 +10,7 @@ pub mod handover;
 pub mod image;
 pub mod lifecycle;
 pub mod owner;
+pub mod run_args;
 pub mod settings;
 pub mod spec;
 pub mod user;
