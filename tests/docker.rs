@@ -14,7 +14,7 @@ fn a_task_runs_in_a_container() {
         script("import os\nprint('in', os.path.exists('/.dockerenv'))\n"),
     );
     world
-        .execute(&id, &["--docker", IMAGE])
+        .execute(&id, &["--docker", &format!("{IMAGE} --network host")])
         .exits(0)
         .prints("in True");
     assert_eq!(world.api.status(&id), "completed");

@@ -6,6 +6,8 @@ use std::io;
 
 use bollard::errors::Error as EngineError;
 
+use super::run_args::RunArgsError;
+
 /// What kind of failure it is: from it come exit code and reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -65,6 +67,8 @@ pub enum ContainerError {
     },
     #[error("image {image} cannot be pulled: {cause}. Is the registry reachable from the engine's machine?")]
     Registry { image: String, cause: String },
+    #[error(transparent)]
+    Arguments(#[from] RunArgsError),
     #[error("the engine refuses the container's arguments: {cause}")]
     BadArguments { cause: String },
     #[error("a port that the container is to have is taken on this machine: {cause}")]
@@ -97,7 +101,9 @@ impl ContainerError {
             }
             ContainerError::PullDenied { .. } => Kind::PullDenied,
             ContainerError::Registry { .. } => Kind::RegistryUnreachable,
-            ContainerError::BadArguments { .. } => Kind::BadArguments,
+            ContainerError::Arguments(_) | ContainerError::BadArguments { .. } => {
+                Kind::BadArguments
+            }
             ContainerError::PortTaken { .. } => Kind::PortTaken,
             ContainerError::NameTaken { .. } => Kind::NameTaken,
             ContainerError::DiskFull { .. } => Kind::DiskFull,

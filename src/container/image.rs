@@ -13,18 +13,11 @@ use tokio_util::sync::CancellationToken;
 use super::credentials;
 use super::engine::{DockerConfig, Engine, Variables};
 use super::error::{ContainerError, system_error, words};
+use super::run_args::Pull;
 use crate::console::Console;
 
 /// How often a long pull says how far it is.
 const TELL_EACH: Duration = Duration::from_secs(10);
-
-/// When to pull: `--pull`, `agent.docker_force_pull`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PullPolicy {
-    Missing,
-    Always,
-    Never,
-}
 
 /// A name taken apart as the engine does it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +52,8 @@ impl Reference {
 #[derive(Debug)]
 pub struct Wanted<'a> {
     pub image: &'a str,
-    pub policy: PullPolicy,
+    /// `--pull`, and `agent.docker_force_pull`.
+    pub policy: Pull,
     /// `--platform`.
     pub platform: Option<&'a str>,
     pub config: &'a DockerConfig,
@@ -74,10 +68,10 @@ pub async fn ensure(
     console: &Console,
     stop: &CancellationToken,
 ) -> Result<ImageInspect, ContainerError> {
-    if wanted.policy != PullPolicy::Always {
+    if wanted.policy != Pull::Always {
         match inspect(engine, wanted.image).await? {
             Some(found) => return Ok(found),
-            None if wanted.policy == PullPolicy::Never => {
+            None if wanted.policy == Pull::Never => {
                 return Err(ContainerError::NotPulled {
                     image: wanted.image.to_owned(),
                 });

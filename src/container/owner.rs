@@ -162,9 +162,9 @@ mod tests {
             started: 120,
             ..agent()
         };
-        let lives = |pid| (pid == 7).then_some(99);
-        let reused = |pid| (pid == 7).then_some(500);
-        let gone = |_| None;
+        let lives = |pid: u32| (pid == 7).then_some(99_u64);
+        let reused = |pid: u32| (pid == 7).then_some(500_u64);
+        let gone = |_: u32| None;
         for (other, started, dead) in [
             (agent(), &lives as &dyn Fn(u32) -> Option<u64>, false),
             (agent(), &reused, true),

@@ -17,9 +17,10 @@ use crate::container::caches::{self, Mounted};
 use crate::container::engine::{self, DockerConfig, Engine};
 use crate::container::error::ContainerError;
 use crate::container::handover::{self, Handover, Parcel};
-use crate::container::image::{self, PullPolicy, Wanted};
+use crate::container::image::{self, Wanted};
 use crate::container::lifecycle::{Attached, Container, Ended, Input};
 use crate::container::owner::{self, Agent};
+use crate::container::run_args::{Host, Pull, RunArgs};
 use crate::container::settings::{Settings, Ssh};
 use crate::container::spec::{self, Additions};
 use crate::container::user::User;
@@ -76,8 +77,11 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
     }
     let wanted = Wanted {
         image: &decided.image,
-        policy: decided.policy,
-        platform: decided.platform.as_deref(),
+        policy: match settings.force_pull {
+            true => Pull::Always,
+            false => decided.arguments.pull(),
+        },
+        platform: decided.arguments.platform(),
         config: &config,
         env,
     };
@@ -112,7 +116,7 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
     let container = Container::create(
         &engine,
         decided.name.as_deref(),
-        decided.platform.as_deref(),
+        decided.arguments.platform(),
         body,
     )
     .await?;
@@ -161,27 +165,30 @@ async fn look_up(engine: &Engine, image: &str, user: &str) -> Result<User, Conta
 /// What `--docker`, the task and the configuration come to.
 struct Decided {
     image: String,
-    name: Option<String>,
-    platform: Option<String>,
-    policy: PullPolicy,
+    arguments: RunArgs,
     body: bollard::models::ContainerCreateBody,
+    name: Option<String>,
     setup_script: String,
 }
 
-fn decide(_run: &Run, settings: &Settings) -> Result<Decided, ContainerError> {
-    let words: Vec<&str> = settings.words.iter().flat_map(|w| w.split_whitespace()).collect();
+fn decide(run: &Run, settings: &Settings) -> Result<Decided, ContainerError> {
+    let words: Vec<String> = settings
+        .words
+        .iter()
+        .flat_map(|w| w.split_whitespace())
+        .map(str::to_owned)
+        .collect();
+    let arguments = RunArgs::parse(&words[1..])?;
+    let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
+    let host = Host {
+        env: &run.settings.job.inherited,
+        cwd: &cwd,
+    };
     Ok(Decided {
         image: words[0].to_owned(),
-        name: None,
-        platform: None,
-        policy: PullPolicy::Missing,
-        body: bollard::models::ContainerCreateBody {
-            host_config: Some(bollard::models::HostConfig {
-                network_mode: Some("host".into()),
-                ..Default::default()
-            }),
-            ..Default::default()
-        },
+        name: arguments.name().map(str::to_owned),
+        body: arguments.to_create(&host)?,
+        arguments,
         setup_script: String::new(),
     })
 }
@@ -251,6 +258,8 @@ fn complete(
         ("CLEARML_TASK_ID", run.task.id.clone()),
         ("CLEARML_CONFIG_FILE", handover::CONFIG.to_owned()),
         ("UV_CACHE_DIR", handover::UV_CACHE.to_owned()),
+        // The cache is another file system than the run.
+        ("UV_LINK_MODE", "copy".to_owned()),
     ];
     variables.extend(socket.map(|socket| ("SSH_AUTH_SOCK", socket.to_owned())));
     let additions = Additions {
