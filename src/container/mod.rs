@@ -3,6 +3,7 @@
 
 pub mod archive;
 pub mod caches;
+pub mod choice;
 pub mod credentials;
 pub mod engine;
 pub mod error;
@@ -13,4 +14,5 @@ pub mod owner;
 pub mod run_args;
 pub mod settings;
 pub mod spec;
+pub mod template;
 pub mod user;

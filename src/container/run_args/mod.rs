@@ -143,3 +143,6 @@ fn of_clap(error: &clap::Error) -> RunArgsError {
     };
     RunArgsError::bad(flag, &text(ContextKind::InvalidValue), why)
 }
+
+#[cfg(test)]
+mod tests;
