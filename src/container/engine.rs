@@ -11,6 +11,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::error::{ContainerError, system_error, words};
+use super::run_args::ApiVersion;
 
 pub type Variables = std::collections::BTreeMap<String, String>;
 
@@ -178,6 +179,7 @@ fn of_context(
 pub struct Engine {
     docker: Docker,
     address: Address,
+    api_version: ApiVersion,
 }
 
 impl Engine {
@@ -203,14 +205,20 @@ impl Engine {
             }
         };
         let docker = docker.map_err(|error| unreachable(&address, &error))?;
-        let engine = Engine {
-            docker: docker.with_request_modifier(with_url_safe_auth),
-            address,
-        };
-        match engine.docker.ping().await {
-            Ok(_) => Ok(engine),
-            Err(error) => Err(unreachable(&engine.address, &error)),
+        let docker = docker.with_request_modifier(with_url_safe_auth);
+        match docker.version().await {
+            Ok(version) => Ok(Engine {
+                docker,
+                address,
+                api_version: api_version(&version.api_version.unwrap_or_default()),
+            }),
+            Err(error) => Err(unreachable(&address, &error)),
         }
+    }
+
+    /// What the engine understands.
+    pub fn api_version(&self) -> ApiVersion {
+        self.api_version
     }
 
     pub fn docker(&self) -> &Docker {
@@ -227,6 +235,12 @@ impl Engine {
     pub fn is_local(&self) -> bool {
         matches!(self.address.host, Host::Unix(_))
     }
+}
+
+/// `1.41` as numbers.
+fn api_version(text: &str) -> ApiVersion {
+    let mut parts = text.split('.').map(|part| part.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
 fn unreachable(address: &Address, error: &bollard::errors::Error) -> ContainerError {

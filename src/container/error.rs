@@ -6,6 +6,7 @@ use std::io;
 
 use bollard::errors::Error as EngineError;
 
+use super::choice::ChoiceError;
 use super::run_args::RunArgsError;
 
 /// What kind of failure it is: from it come exit code and reason.
@@ -28,6 +29,8 @@ pub enum Kind {
     NoGpu,
     /// The image cannot run the agent: no shell, no or an old C library.
     ImageUnsuitable,
+    /// The ClearML server does not answer.
+    NoServer,
     /// Anything else that the engine said.
     Engine,
 }
@@ -86,6 +89,10 @@ pub enum ContainerError {
     ImageUnsuitable { image: String, cause: String },
     #[error("the container engine failed at {at}: {cause}")]
     Engine { at: &'static str, cause: String },
+    #[error(transparent)]
+    Choice(#[from] ChoiceError),
+    #[error("the server does not say what container the task wants: {0}")]
+    Task(String),
     /// Somebody asked for the end meanwhile.
     #[error("stopped")]
     Stopped,
@@ -101,9 +108,10 @@ impl ContainerError {
             }
             ContainerError::PullDenied { .. } => Kind::PullDenied,
             ContainerError::Registry { .. } => Kind::RegistryUnreachable,
-            ContainerError::Arguments(_) | ContainerError::BadArguments { .. } => {
-                Kind::BadArguments
-            }
+            ContainerError::Arguments(_)
+            | ContainerError::Choice(_)
+            | ContainerError::BadArguments { .. } => Kind::BadArguments,
+            ContainerError::Task(_) => Kind::NoServer,
             ContainerError::PortTaken { .. } => Kind::PortTaken,
             ContainerError::NameTaken { .. } => Kind::NameTaken,
             ContainerError::DiskFull { .. } => Kind::DiskFull,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bollard::container::LogOutput;
 use bollard::errors::Error as EngineError;
-use bollard::models::ContainerCreateBody;
+use bollard::models::{ContainerCreateBody, EndpointSettings, NetworkConnectRequest};
 use bollard::query_parameters::{
     AttachContainerOptions, CreateContainerOptions, KillContainerOptions, WaitContainerOptions,
 };
@@ -85,6 +85,20 @@ impl Container {
 
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Joins one more network.
+    pub async fn join(
+        &self,
+        network: &str,
+        endpoint: EndpointSettings,
+    ) -> Result<(), ContainerError> {
+        let request = NetworkConnectRequest {
+            container: self.id.clone(),
+            endpoint_config: Some(endpoint),
+        };
+        let joined = self.engine.docker().connect_network(network, request).await;
+        joined.map_err(|error| ContainerError::from_engine("connecting a network", &error))
     }
 
     /// To be called before the start, so that nothing is missed.

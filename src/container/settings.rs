@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use super::caches::{Cache, Keyed};
+use super::choice::{self, ChoiceError};
 use super::engine::Variables;
 use super::handover;
 use crate::config::{Config, ConfigError, bool_of};
@@ -13,6 +14,16 @@ use crate::config::{Config, ConfigError, bool_of};
 pub struct Settings {
     /// What was typed after `--docker`.
     pub words: Vec<String>,
+    /// Which image and which arguments.
+    pub choice: choice::Settings,
+    /// `CLEARML_DOCKER_SKIP_GPUS_FLAG`.
+    pub gpus_by_variable: bool,
+    /// `agent.hide_docker_command_env_vars.extra_keys`, `CLEARML_AGENT_DOCKER_ARGS_HIDE_ENV`: variables that
+    /// are secret, whatever their name.
+    pub hidden_variables: Vec<String>,
+    /// `agent.docker_container_name_format`, and the fields of the task that it may name.
+    pub name_format: Option<String>,
+    pub name_fields: Vec<(String, String)>,
     /// `agent.docker_force_pull`.
     pub force_pull: bool,
     /// Scripts of the configuration, one after the other, before the task's own.
@@ -50,6 +61,15 @@ pub struct HostMount {
     pub pod: String,
 }
 
+/// What is wrong with them.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Choice(#[from] ChoiceError),
+}
+
 /// Variables that the agent inside gets as this one has them: they concern the run, and the Python
 /// agent passes them, too.
 const PASSED_ON: [&str; 3] = [
@@ -59,7 +79,11 @@ const PASSED_ON: [&str; 3] = [
 ];
 
 impl Settings {
-    pub fn read(words: &[String], config: &Config, env: &Variables) -> Result<Self, ConfigError> {
+    pub fn read(
+        words: &[String],
+        config: &Config,
+        env: &Variables,
+    ) -> Result<Self, SettingsError> {
         let set = |name: &str| env.get(name).map(|v| v.trim()).filter(|v| !v.is_empty());
         let flag = |name: &str| set(name).and_then(bool_of);
         let inside = |name: &str, usual: &str| {
@@ -158,8 +182,28 @@ impl Settings {
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), env.get(*name)?.clone())))
             .collect();
+        let mut hidden_variables =
+            config.list("agent.hide_docker_command_env_vars.extra_keys")?;
+        hidden_variables.extend(
+            set("CLEARML_AGENT_DOCKER_ARGS_HIDE_ENV")
+                .and_then(shlex::split)
+                .unwrap_or_default(),
+        );
+        let name_fields = config.value("agent.docker_container_name_format_fields");
+        let name_fields = name_fields.and_then(|fields| fields.as_object());
         Ok(Settings {
             words: words.to_vec(),
+            choice: choice::Settings::of_config(config, env)?,
+            gpus_by_variable: flag("CLEARML_DOCKER_SKIP_GPUS_FLAG")
+                .or(flag("TRAINS_DOCKER_SKIP_GPUS_FLAG"))
+                .unwrap_or(false),
+            hidden_variables,
+            name_format: config.text("agent.docker_container_name_format"),
+            name_fields: name_fields
+                .into_iter()
+                .flatten()
+                .filter_map(|(field, path)| Some((field.clone(), path.as_str()?.to_owned())))
+                .collect(),
             force_pull: config.flag("agent.docker_force_pull")?.unwrap_or(false),
             scripts,
             ssh,

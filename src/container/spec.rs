@@ -17,8 +17,10 @@ pub struct Additions<'a> {
     pub image: &'a str,
     /// The inner agent's arguments.
     pub words: Vec<String>,
-    /// Nothing secret: `docker inspect` shows them.
+    /// Nothing secret: `docker inspect` shows them. They replace those of the arguments.
     pub variables: Vec<(&'a str, String)>,
+    /// Variables where the arguments set none.
+    pub defaults: Vec<(&'a str, &'a str)>,
     pub labels: Vec<(String, String)>,
     pub user: Option<&'a str>,
     pub mounts: &'a [Mounted],
@@ -26,7 +28,7 @@ pub struct Additions<'a> {
     pub socket: Option<&'a str>,
 }
 
-/// `asked` with the additions. What the arguments say about a variable or a mount point comes first.
+/// `asked` with the additions. A mount point of the arguments stays theirs.
 pub fn complete(mut asked: ContainerCreateBody, more: &Additions<'_>) -> ContainerCreateBody {
     asked.image = Some(more.image.to_owned());
     asked.entrypoint = Some(handover::entrypoint());
@@ -44,9 +46,13 @@ pub fn complete(mut asked: ContainerCreateBody, more: &Additions<'_>) -> Contain
     asked.attach_stderr = Some(true);
 
     let env = asked.env.get_or_insert_default();
+    let sets = |entry: &String, name: &str| entry.split('=').next() == Some(name);
     for (name, value) in &more.variables {
-        let is_set = |entry: &String| entry.split('=').next() == Some(name);
-        if !env.iter().any(is_set) {
+        env.retain(|entry| !sets(entry, name));
+        env.push(format!("{name}={value}"));
+    }
+    for (name, value) in &more.defaults {
+        if !env.iter().any(|entry| sets(entry, name)) {
             env.push(format!("{name}={value}"));
         }
     }
@@ -133,9 +139,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arguments_come_first() {
+    fn the_arguments_are_completed() {
         let asked = ContainerCreateBody {
-            env: Some(vec!["CLEARML_TASK_ID=mine".into(), "A=1".into()]),
+            env: Some(vec!["CLEARML_TASK_ID=mine".into(), "A=1".into(), "B".into()]),
             tty: Some(true),
             user: Some("1000:1000".into()),
             host_config: Some(HostConfig {
@@ -155,6 +161,7 @@ mod tests {
                     ("CLEARML_TASK_ID", "t1".into()),
                     ("CLEARML_WORKER_ID", "w".into()),
                 ],
+                defaults: vec![("A", "2"), ("C", "3")],
                 labels: labels("w", Some("me"), &["team=x".into()]),
                 user: Some("root"),
                 mounts: &[mounted("/root/.cache/pip"), mounted("/cache")],
@@ -163,7 +170,7 @@ mod tests {
         );
         assert_eq!(
             made.env.unwrap(),
-            ["CLEARML_TASK_ID=mine", "A=1", "CLEARML_WORKER_ID=w"]
+            ["A=1", "B", "CLEARML_TASK_ID=t1", "CLEARML_WORKER_ID=w", "C=3"]
         );
         assert_eq!(made.user.as_deref(), Some("1000:1000"));
         assert_eq!((made.tty, made.stdin_once), (Some(false), Some(true)));

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::container_plan::{self, Plan};
 use super::inside;
 use super::outcome::{Outcome, Stage, StopCause};
 use super::report::Report;
@@ -20,7 +21,6 @@ use crate::container::handover::{self, Handover, Parcel};
 use crate::container::image::{self, Wanted};
 use crate::container::lifecycle::{Attached, Container, Ended, Input};
 use crate::container::owner::{self, Agent};
-use crate::container::run_args::{Host, Pull, RunArgs};
 use crate::container::settings::{Settings, Ssh};
 use crate::container::spec::{self, Additions};
 use crate::container::user::User;
@@ -61,7 +61,7 @@ fn go_on(run: &Run) -> Result<(), ContainerError> {
 
 async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerError> {
     let env = &run.settings.job.inherited;
-    let decided = decide(run, settings)?;
+    let plan = container_plan::plan(run, settings).await?;
     let config = DockerConfig::read(env);
     let engine = tokio::select! {
         engine = Engine::connect(engine::address(env, &config)?) => engine?,
@@ -76,12 +76,9 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
         });
     }
     let wanted = Wanted {
-        image: &decided.image,
-        policy: match settings.force_pull {
-            true => Pull::Always,
-            false => decided.arguments.pull(),
-        },
-        platform: decided.arguments.platform(),
+        image: &plan.image,
+        policy: plan.pull,
+        platform: plan.arguments.platform(),
         config: &config,
         env,
     };
@@ -92,10 +89,11 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
     );
     let image = image?;
     go_on(run)?;
+    plan.arguments.check_engine(engine.api_version())?;
 
     let of_image = image.config.unwrap_or_default();
     let image_id = image.id.unwrap_or_default();
-    let asked_user = decided.body.user.clone().filter(|user| !user.is_empty());
+    let asked_user = plan.body.user.clone().filter(|user| !user.is_empty());
     let user = asked_user
         .or_else(|| settings.user.clone())
         .or(of_image.user)
@@ -109,32 +107,55 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
     };
     let looked_up = match known {
         Some(user) => user,
-        None => look_up(&engine, &decided.image, &user).await?,
+        None => look_up(&engine, &plan.image, &user).await?,
     };
     let mounts = mount_caches(run, settings, &engine, &image_id, &looked_up);
-    let body = complete(run, settings, &decided, &engine, &mounts, me.as_ref());
+    let body = complete(run, settings, &plan, &engine, &mounts, me.as_ref());
     let container = Container::create(
         &engine,
-        decided.name.as_deref(),
-        decided.arguments.platform(),
+        plan.name.as_deref(),
+        plan.arguments.platform(),
         body,
     )
     .await?;
     tracing::debug!(id = container.id(), "container created");
+    write_id(&container, &plan)?;
+    connect_networks(&container, &plan).await?;
     let place = Place {
         settings,
         mounts: &mounts,
         user: &looked_up,
         uv,
-        script: &decided.setup_script,
+        script: &plan.setup_script,
     };
-    let outcome = fill_and_follow(run, &container, &decided, place).await;
+    let outcome = fill_and_follow(run, &container, &plan, place).await;
     if let Err(cause) = container.remove().await {
         run.console.say(format!(
             "Note: the container could not be removed: {cause}"
         ));
     }
     outcome
+}
+
+/// `--cidfile`; docker, too, refuses where the file is there already.
+fn write_id(container: &Container, plan: &Plan) -> Result<(), ContainerError> {
+    let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
+    let Some(path) = plan.arguments.cid_file(&cwd) else {
+        return Ok(());
+    };
+    let written = std::fs::File::create_new(&path)
+        .and_then(|mut file| std::io::Write::write_all(&mut file, container.id().as_bytes()));
+    written.map_err(|error| ContainerError::BadArguments {
+        cause: format!("--cidfile {}: {error}", path.display()),
+    })
+}
+
+/// Networks after the first, which the engine takes one by one.
+async fn connect_networks(container: &Container, plan: &Plan) -> Result<(), ContainerError> {
+    for (network, endpoint) in plan.arguments.further_networks()? {
+        container.join(&network, endpoint).await?;
+    }
+    Ok(())
 }
 
 /// The image's word on who `user` is.
@@ -160,37 +181,6 @@ async fn look_up(engine: &Engine, image: &str, user: &str) -> Result<User, Conta
         tracing::debug!(cause, "a container that was only looked into");
     }
     found
-}
-
-/// What `--docker`, the task and the configuration come to.
-struct Decided {
-    image: String,
-    arguments: RunArgs,
-    body: bollard::models::ContainerCreateBody,
-    name: Option<String>,
-    setup_script: String,
-}
-
-fn decide(run: &Run, settings: &Settings) -> Result<Decided, ContainerError> {
-    let words: Vec<String> = settings
-        .words
-        .iter()
-        .flat_map(|w| w.split_whitespace())
-        .map(str::to_owned)
-        .collect();
-    let arguments = RunArgs::parse(&words[1..])?;
-    let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
-    let host = Host {
-        env: &run.settings.job.inherited,
-        cwd: &cwd,
-    };
-    Ok(Decided {
-        image: words[0].to_owned(),
-        name: arguments.name().map(str::to_owned),
-        body: arguments.to_create(&host)?,
-        arguments,
-        setup_script: String::new(),
-    })
 }
 
 /// uv, to be placed beside the inner agent; without it the inner one looks for itself.
@@ -242,7 +232,7 @@ fn mount_caches(
 fn complete(
     run: &Run,
     settings: &Settings,
-    decided: &Decided,
+    plan: &Plan,
     engine: &Engine,
     mounts: &[Mounted],
     me: Option<&Agent>,
@@ -254,24 +244,31 @@ fn complete(
     };
     let mut variables = vec![
         ("CLEARML_WORKER_ID", worker.clone()),
-        ("CLEARML_DOCKER_IMAGE", decided.image.clone()),
+        ("CLEARML_DOCKER_IMAGE", plan.image.clone()),
         ("CLEARML_TASK_ID", run.task.id.clone()),
         ("CLEARML_CONFIG_FILE", handover::CONFIG.to_owned()),
-        ("UV_CACHE_DIR", handover::UV_CACHE.to_owned()),
-        // The cache is another file system than the run.
-        ("UV_LINK_MODE", "copy".to_owned()),
     ];
+    variables.extend(
+        plan.visible_devices
+            .clone()
+            .map(|devices| ("NVIDIA_VISIBLE_DEVICES", devices)),
+    );
     variables.extend(socket.map(|socket| ("SSH_AUTH_SOCK", socket.to_owned())));
     let additions = Additions {
-        image: &decided.image,
+        image: &plan.image,
         words: inside::words(run),
         variables,
+        defaults: vec![
+            ("UV_CACHE_DIR", handover::UV_CACHE),
+            // The cache is another file system than the run.
+            ("UV_LINK_MODE", "copy"),
+        ],
         labels: spec::labels(worker, me.map(Agent::label).as_deref(), &settings.labels),
         user: settings.user.as_deref(),
         mounts,
         socket,
     };
-    spec::complete(decided.body.clone(), &additions)
+    spec::complete(plan.body.clone(), &additions)
 }
 
 /// What is placed in the container, and for whom.
@@ -286,7 +283,7 @@ struct Place<'a> {
 async fn fill_and_follow(
     run: &Run,
     container: &Container,
-    decided: &Decided,
+    plan: &Plan,
     place: Place<'_>,
 ) -> Result<Outcome, ContainerError> {
     let engine = container.engine();
@@ -308,7 +305,7 @@ async fn fill_and_follow(
             if cause.contains("/bin/sh") =>
         {
             ContainerError::ImageUnsuitable {
-                image: decided.image.clone(),
+                image: plan.image.clone(),
                 cause: "it has no shell (/bin/sh), which is needed to start the agent in it".into(),
             }
         }
@@ -318,7 +315,7 @@ async fn fill_and_follow(
     if let Some(cause) = stopped {
         return Ok(Outcome::Stopped(cause));
     }
-    outcome(run, container, decided, ended).await
+    outcome(run, container, plan, ended).await
 }
 
 /// The agent, its configuration and its orders.
@@ -331,15 +328,7 @@ fn parcel(run: &Run, place: Place<'_>) -> Result<Vec<Item>, ContainerError> {
     };
     let letter = Handover {
         variables: place.settings.variables.clone(),
-        setup_script: place
-            .settings
-            .scripts
-            .iter()
-            .map(String::as_str)
-            .chain(Some(place.script))
-            .filter(|script| !script.trim().is_empty())
-            .collect::<Vec<_>>()
-            .join("\n"),
+        setup_script: place.script.to_owned(),
     };
     let parcel = Parcel {
         agent: "/proc/self/exe".into(),
@@ -490,7 +479,7 @@ async fn stop(
 async fn outcome(
     run: &Run,
     container: &Container,
-    decided: &Decided,
+    plan: &Plan,
     ended: Ended,
 ) -> Result<Outcome, ContainerError> {
     let engine = container.engine();
@@ -515,7 +504,7 @@ async fn outcome(
     }
     if let Some(said) = get(handover::UNSUITABLE).await? {
         return Err(ContainerError::ImageUnsuitable {
-            image: decided.image.clone(),
+            image: plan.image.clone(),
             cause: handover::why_unsuitable(&String::from_utf8_lossy(&said)),
         });
     }

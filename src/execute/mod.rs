@@ -2,6 +2,7 @@
 
 mod abort_callback;
 pub mod claim;
+mod container_plan;
 mod follow;
 mod in_container;
 mod inside;

@@ -251,7 +251,7 @@ impl Stage {
                 | Kind::Engine => exit::ENGINE,
                 Kind::EngineNotAllowed | Kind::PullDenied => exit::NOT_ALLOWED,
                 Kind::NoSuchImage => exit::NOT_FOUND,
-                Kind::RegistryUnreachable => exit::NO_SERVER,
+                Kind::RegistryUnreachable | Kind::NoServer => exit::NO_SERVER,
                 Kind::BadArguments | Kind::ImageUnsuitable => exit::TASK,
             },
         }

@@ -95,6 +95,7 @@ impl From<&Outcome> for Reason {
                     Kind::DiskFull => Reason::EngineDiskFull,
                     Kind::NoGpu => Reason::NoGpu,
                     Kind::ImageUnsuitable => Reason::ImageUnsuitable,
+                    Kind::NoServer => Reason::NoServer,
                     Kind::Engine => Reason::EngineFailed,
                 },
             },

@@ -160,7 +160,10 @@ pub fn resolve(
     let mut inherited = env;
     inherited.extend(config.job_variables().clone());
     let container = match &args.docker {
-        Some(words) => Some(container::Settings::read(words, &config, &inherited)?),
+        Some(words) => {
+            let read = container::Settings::read(words, &config, &inherited);
+            Some(read.map_err(|error| SettingsError::Value(error.to_string()))?)
+        }
         None => None,
     };
     let stop = stop_settings(args, &config, &mut inherited)?;
