@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
-use bollard::{API_DEFAULT_VERSION, Docker};
+use bollard::Docker;
 use serde_json::Value;
 
 /// On everything that tests make, with the process id of the test program as its value.
@@ -106,7 +106,10 @@ fn import_tiny_image() -> Result<(), String> {
             archive.append_data(&mut header, folder, std::io::empty())?;
         }
         let users = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n";
-        for (file, text) in [("etc/passwd", users), ("etc/group", "root:x:0:\nuser:x:1000:\n")] {
+        for (file, text) in [
+            ("etc/passwd", users),
+            ("etc/group", "root:x:0:\nuser:x:1000:\n"),
+        ] {
             let mut header = tar::Header::new_gnu();
             header.set_mode(0o644);
             header.set_size(text.len() as u64);
@@ -184,17 +187,28 @@ impl Drop for Container {
 /// A network of the test's own, gone when the test is over.
 pub struct Network {
     pub name: String,
+    /// Its addresses without the last number: `10.213.7`.
+    pub prefix: String,
 }
 
 impl Network {
-    pub fn create(name: &str, options: &[&str]) -> Network {
+    pub fn create(name: &str) -> Network {
         let name = format!("{LABEL}-{}-{name}", std::process::id());
         let label = label();
-        let mut words = vec!["network", "create", "--label", &label];
-        words.extend(options);
-        words.push(&name);
-        docker(&words).unwrap();
-        Network { name }
+        for third in 0..=255 {
+            let prefix = format!("10.213.{third}");
+            let subnet = format!("{prefix}.0/24");
+            let words = [
+                "network", "create", "--label", &label, "--subnet", &subnet, &name,
+            ];
+            match docker(&words) {
+                Ok(_) => return Network { name, prefix },
+                // Another test's.
+                Err(why) if why.contains("overlaps") => {}
+                Err(why) => panic!("{why}"),
+            }
+        }
+        panic!("no addresses are left for a network");
     }
 }
 

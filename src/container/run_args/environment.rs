@@ -24,7 +24,8 @@ pub(super) fn label(text: &str) -> Result<String, String> {
     }
 }
 
-/// The files' variables, then those of the command line: the engine takes the last of a name.
+/// The files' variables, then those of the command line, of these of a name the last; of all the
+/// engine takes the last of a name.
 pub(super) fn variables(
     files: &[PathBuf],
     given: &[String],
@@ -40,7 +41,14 @@ pub(super) fn variables(
             }
         }
     }
-    for variable in given {
+    let name = |variable: &String| pair(variable).0;
+    for (place, variable) in given.iter().enumerate() {
+        if given[place + 1..]
+            .iter()
+            .any(|later| name(later) == name(variable))
+        {
+            continue;
+        }
         all.push(match (variable.contains('='), host.env.get(variable)) {
             (false, Some(value)) => format!("{variable}={value}"),
             // A name alone that is not set here takes the image's variable of that name away.
@@ -58,7 +66,9 @@ pub(super) fn labels(
 ) -> Result<Vec<(String, String)>, RunArgsError> {
     let mut all = Vec::new();
     for file in files {
-        all.extend(lines("--label-file", file, host.cwd)?);
+        // A name alone is left out there, and has an empty value on the command line.
+        let lines = lines("--label-file", file, host.cwd)?;
+        all.extend(lines.into_iter().filter(|line| line.contains('=')));
     }
     all.extend_from_slice(given);
     Ok(all.iter().map(|label| pair(label)).collect())

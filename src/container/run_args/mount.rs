@@ -129,7 +129,10 @@ fn bind(mount: &mut Mount) -> &mut MountBindOptions {
 }
 
 fn volume(mount: &mut Mount) -> &mut MountVolumeOptions {
-    mount.volume_options.get_or_insert_default()
+    let options = mount.volume_options.get_or_insert_default();
+    // As docker's client has it, which some engines show.
+    options.driver_config.get_or_insert_default();
+    options
 }
 
 fn driver(mount: &mut Mount) -> &mut MountVolumeOptionsDriverConfig {

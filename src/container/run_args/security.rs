@@ -1,5 +1,6 @@
 //! `--security-opt`, and which namespaces and kernel settings may be named.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use bollard::models::HostConfigCgroupnsModeEnum;
@@ -51,14 +52,39 @@ fn seccomp(file: &str, cwd: &Path) -> Result<String, RunArgsError> {
         path,
         source,
     })?;
-    match serde_json::from_str::<serde_json::Value>(&text) {
-        Ok(profile) => Ok(profile.to_string()),
+    match serde_json::from_str::<serde::de::IgnoredAny>(&text) {
+        Ok(_) => Ok(compact(&text)),
         Err(error) => Err(RunArgsError::bad(
             FLAG,
             &format!("seccomp={file}"),
             format!("the file is no JSON: {error}"),
         )),
     }
+}
+
+/// JSON without blanks between its parts, else as it is written.
+fn compact(json: &str) -> String {
+    let mut compact = String::with_capacity(json.len());
+    let (mut in_text, mut escaped) = (false, false);
+    for c in json.chars() {
+        if !in_text && c.is_ascii_whitespace() {
+            continue;
+        }
+        compact.push(c);
+        in_text ^= c == '"' && !escaped;
+        escaped = in_text && c == '\\' && !escaped;
+    }
+    compact
+}
+
+/// Capabilities by their full names, each once, in order.
+pub(super) fn capabilities(given: &[String]) -> Option<Vec<String>> {
+    let full = given.iter().map(|name| match name.trim().to_uppercase() {
+        name if name == "ALL" || name.starts_with("CAP_") => name,
+        name => format!("CAP_{name}"),
+    });
+    let names: BTreeSet<String> = full.collect();
+    (!names.is_empty()).then(|| names.into_iter().collect())
 }
 
 /// `--uts`, `--userns`.

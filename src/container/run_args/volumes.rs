@@ -26,6 +26,9 @@ pub(super) fn volume(text: &str) -> Result<Volume, String> {
         }),
         [_, _] | [_, _, _] => {
             let (source, rest) = text.split_once(':').unwrap_or((text, ""));
+            if !parts[1].starts_with('/') {
+                return Err(format!("{:?} is no absolute path", parts[1]));
+            }
             if source.starts_with('~') {
                 return Err("no shell replaces ~ here; write the whole path".into());
             }
