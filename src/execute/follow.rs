@@ -13,6 +13,7 @@ use super::timeline::Phase;
 use crate::api::Session;
 use crate::journal::sync;
 use crate::process::{self, Account, Ended, Job, Usage, signal};
+use crate::sync::status_words;
 
 /// Starts the script and follows it to its end; what it used, where it was started.
 pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Usage>) {
@@ -131,9 +132,14 @@ async fn send_leftovers(session: Arc<Session>, of: Option<(PathBuf, String)>) {
     };
     let whose = sync::Whose::Machine(&machine);
     let told = sync::send_left(&dir, whose, &session, |sent| match sent.what {
-        sync::What::Done { task, receipt } => eprintln!(
-            "clearml-agent: sent what an earlier run of task {task} had left: {}",
-            receipt.words()
+        sync::What::Done {
+            task,
+            receipt,
+            status,
+        } => eprintln!(
+            "clearml-agent: sent what an earlier run of task {task} had left: {}{}",
+            receipt.words(),
+            status_words(status)
         ),
         what => tracing::debug!(path = %sent.path.display(), ?what, "a journal of an earlier run"),
     });

@@ -24,11 +24,15 @@ use crate::console::Console;
 use crate::journal::{self, Journal, Receipt, Upload};
 use crate::mask::{Mask, Secrets};
 use crate::monitor;
+use crate::process::guard::Guard;
 use crate::process::{self, Usage};
 use crate::task::Task;
 
 /// A server that takes longer is worth a word.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// What the final status may take at least, however short `--drain-timeout` is.
+const STATUS_LIMIT: Duration = Duration::from_secs(5);
 
 /// What every step of a claimed run needs.
 pub(super) struct Run {
@@ -287,6 +291,23 @@ async fn carry_out(
     });
     let id = run.task.id.clone();
     let monitoring = run.settings.monitoring;
+    // A container ends by itself when nobody watches over it.
+    let guard = match run.settings.container {
+        Some(_) => None,
+        None => Guard::start(&run.settings.run)
+            .inspect_err(|error| tracing::debug!(%error, "no guard"))
+            .ok(),
+    };
+    // Beside all else: until the server has it, a killed agent's task has to wait for its user.
+    let claim = run.settings.run.clone();
+    let claiming = tokio::spawn(record_claim(session.clone(), id.clone(), claim.clone()));
+    journal.answer_for(&journal::Held {
+        server: session.host(),
+        task: &id,
+        worker: &worker,
+        claim: &claim,
+        former_worker: run.task.last_worker.as_deref(),
+    });
     if monitoring != Monitoring::Off {
         journal.connect(Upload {
             session: session.clone(),
@@ -316,6 +337,8 @@ async fn carry_out(
         versions,
     } = ran;
     watching.abort();
+    // Nothing of the run is left.
+    drop(guard);
     let clean_up = tokio::task::spawn_blocking(move || drop(run_dir));
 
     if !outcome.is_of_script() {
@@ -328,7 +351,11 @@ async fn carry_out(
     if let Some(line) = &verdict.last_line {
         run.console.say(line.as_str());
     }
-    let receipt = journal.finish(run.settings.journal.drain).await;
+    journal.will_end(&journal::Ending {
+        status: verdict.status,
+        reason: verdict.reason.as_str().to_owned(),
+    });
+    let receipt = journal.clone().finish(run.settings.journal.drain).await;
     run.timeline.mark(Phase::LogSent);
     if monitoring != Monitoring::Off {
         eprintln!("clearml-agent: {}", receipt.words());
@@ -338,16 +365,28 @@ async fn carry_out(
         reason: verdict.reason.as_str(),
         message: &message,
     };
-    match tasks::finish(&session, &id, verdict.status, note).await {
-        Ok(StatusWrite::Written) => {}
-        Ok(StatusWrite::NotFromHere { message }) => eprintln!(
-            "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
-        ),
+    // What cannot be written now, the journal keeps.
+    let telling = tasks::finish(&session, &id, verdict.status, note);
+    let limit = run.settings.journal.drain.max(STATUS_LIMIT);
+    let told = tokio::select! {
+        told = telling => told.map_err(|error| error.to_string()),
+        () = tokio::time::sleep(limit) => Err(format!("no answer within {} s", limit.as_secs())),
+    };
+    match told {
+        Ok(StatusWrite::Written) => journal.status_is_told(),
+        Ok(StatusWrite::NotFromHere { message }) => {
+            journal.status_is_told();
+            eprintln!(
+                "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
+            );
+        }
         Err(error) => eprintln!(
-            "clearml-agent: the task's status could not be written ({}): {error}",
+            "clearml-agent: the task's status could not be written ({}): {error}\n  \
+             `clearml-agent sync`, or the next run on this machine, writes it",
             verdict.reason
         ),
     }
+    claiming.abort();
     if let Some(monitor) = monitor {
         monitor.stop().await;
         if let Err(error) = workers::unregister(&session, &worker).await {
@@ -373,6 +412,14 @@ pub(super) fn defect(panic: tokio::task::JoinError) -> Ran {
         stage: Stage::Agent,
         cause: format!("a defect of the agent, please report it: {panic}"),
     })
+}
+
+/// Says in the task's runtime by which claim it runs.
+async fn record_claim(session: Arc<Session>, id: String, claim: String) {
+    let claim = [(tasks::CLAIM, claim.as_str())];
+    if let Err(error) = tasks::add_to_runtime(&session, &id, &claim).await {
+        tracing::debug!(%error, "the claim is not recorded");
+    }
 }
 
 /// What the task itself holds of secrets: passwords in its addresses, and variables that it sets.

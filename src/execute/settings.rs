@@ -13,7 +13,7 @@ use crate::cli::{ExecuteArgs, GlobalArgs, LogLevel};
 use crate::container::settings as container;
 use crate::config::{self, Config, ConfigError, Lookup};
 use crate::mask::Mask;
-use crate::process::signal;
+use crate::process::{guard, signal};
 use crate::python;
 use crate::secret::Secret;
 use crate::source::GitCredentials;
@@ -22,6 +22,8 @@ use crate::source::GitCredentials;
 #[derive(Debug)]
 pub struct Settings {
     pub task: String,
+    /// The id of this run of it: its claim, and the mark of its processes.
+    pub run: String,
     pub mode: Mode,
     pub endpoint: Endpoint,
     pub monitoring: Monitoring,
@@ -166,6 +168,8 @@ pub fn resolve(
         }
         None => None,
     };
+    let run = uuid::Uuid::new_v4().simple().to_string();
+    inherited.insert(guard::MARK.into(), run.clone());
     let stop = stop_settings(args, &config, &mut inherited)?;
     let gpus = Gpus::from_flags(args.gpus.as_deref(), args.cpu_only);
     let worker = config.worker_id();
@@ -179,6 +183,7 @@ pub fn resolve(
     };
     Ok(Settings {
         task: args.id.clone(),
+        run,
         mode: mode(args),
         monitoring: monitoring(args),
         log_file: args.log_file.as_deref().map(absolute),

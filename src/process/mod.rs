@@ -11,6 +11,7 @@ mod account;
 pub mod cgroup;
 pub mod death;
 pub mod disks;
+pub mod guard;
 mod job;
 pub mod job_group;
 pub mod kernel_log;
