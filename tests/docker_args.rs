@@ -29,11 +29,19 @@ struct Stage {
     other: Container,
 }
 
-/// What the engine made of a request: its description of the container, or its complaint.
-#[derive(Debug, PartialEq)]
+/// What the engine made of a request: a container, or a complaint.
 enum Made {
-    Container(Box<Value>),
+    Container(Container),
     Refused(String),
+}
+
+impl std::fmt::Debug for Made {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Made::Container(_) => f.write_str("a container"),
+            Made::Refused(why) => write!(f, "refused by the engine: {why}"),
+        }
+    }
 }
 
 impl Stage {
@@ -107,7 +115,7 @@ impl Stage {
             let container = Container {
                 id: String::from_utf8_lossy(&output.stdout).trim().to_owned(),
             };
-            return Ok(Made::Container(Box::new(plain(container.inspect()))));
+            return Ok(Made::Container(container));
         }
         match complaint.split_once("Error response from daemon: ") {
             Some((_, why)) => Ok(Made::Refused(why.lines().next().unwrap().to_owned())),
@@ -151,7 +159,7 @@ impl Stage {
         match created {
             Ok(created) => {
                 let container = Container { id: created.id };
-                Ok(Made::Container(Box::new(plain(container.inspect()))))
+                Ok(Made::Container(container))
             }
             Err(bollard::errors::Error::DockerResponseServerError { message, .. }) => {
                 Ok(Made::Refused(message))
@@ -174,6 +182,7 @@ fn plain(mut document: Value) -> Value {
     for key in [
         "Id",
         "Created",
+        "Name",
         "ResolvConfPath",
         "HostnamePath",
         "HostsPath",
@@ -181,9 +190,6 @@ fn plain(mut document: Value) -> Value {
         "GraphDriver",
     ] {
         top.remove(key);
-    }
-    if !name.contains("clearml-agent-test") {
-        top.remove("Name");
     }
     let config = &mut document["Config"];
     // Without --hostname it is the id's beginning.
@@ -227,8 +233,18 @@ fn sort(list: &mut Value) {
     }
 }
 
-/// Where two documents differ.
-fn differences(path: &str, docker: &Value, ours: &Value, found: &mut Vec<String>) {
+/// Where docker's container and ours differ.
+fn differences(docker: &Container, ours: &Container) -> Vec<String> {
+    let documents = docker::inspect(&[docker, ours]);
+    let [docker, ours] = documents.as_slice() else {
+        panic!("{} documents", documents.len());
+    };
+    let mut found = Vec::new();
+    compare("", &plain(docker.clone()), &plain(ours.clone()), &mut found);
+    found
+}
+
+fn compare(path: &str, docker: &Value, ours: &Value, found: &mut Vec<String>) {
     match (docker, ours) {
         (Value::Object(a), Value::Object(b)) => {
             let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
@@ -236,7 +252,7 @@ fn differences(path: &str, docker: &Value, ours: &Value, found: &mut Vec<String>
                 let of = |map: &serde_json::Map<String, Value>| {
                     map.get(key).cloned().unwrap_or_else(|| json!("(absent)"))
                 };
-                differences(&format!("{path}.{key}"), &of(a), &of(b), found);
+                compare(&format!("{path}.{key}"), &of(a), &of(b), found);
             }
         }
         _ if docker == ours => {}
@@ -262,12 +278,11 @@ const SAME: &[&str] = &[
     "--stop-signal SIGINT --stop-timeout 30",
     "-h box --domainname example.org",
     "--restart no",
-    "--name clearml-agent-test-named",
     // Volumes.
     "-v /tmp:/data",
     "-v /tmp:/data:ro -v /etc:/host/etc:rw,z",
     "-v ./data:/data -v .:/here:ro",
-    "-v /anonymous",
+    "-v /anonymous -v relative",
     "-v {volume}:/data",
     "-v {volume}:/data:ro,nocopy",
     "-v /tmp:/a:rslave -v /tmp:/b:ro,rprivate",
@@ -395,8 +410,7 @@ fn docker_and_we_create_the_same_containers() {
         match (stage.by_docker(&words), stage.by_us(&words)) {
             (Ok(Made::Container(docker)), Ok(Made::Container(ours))) => {
                 created.fetch_add(1, Ordering::Relaxed);
-                let mut found = Vec::new();
-                differences("", &docker, &ours, &mut found);
+                let found = differences(&docker, &ours);
                 (!found.is_empty()).then(|| format!("{line}\n    {}", found.join("\n    ")))
             }
             // This engine can't do it: it must say the same to both.
@@ -686,10 +700,13 @@ fn flags_of_newer_engines_are_refused_by_name() {
                 );
             }
             (_, ours) => {
-                let (Ok(docker), Ok(ours)) = (stage.by_docker(&words), ours) else {
+                let docker = stage.by_docker(&words);
+                let (Ok(Made::Container(docker)), Ok(Made::Container(ours))) = (docker, ours)
+                else {
                     panic!("{line}");
                 };
-                assert_eq!(docker, ours, "{line}");
+                let found = differences(&docker, &ours);
+                assert!(found.is_empty(), "{line}: {found:?}");
             }
         }
     }
@@ -701,13 +718,30 @@ fn further_networks_are_connected() {
         return;
     };
     let words = stage.words("--network {net} --network name={net2},alias=b --network-alias a");
-    let Ok(Made::Container(document)) = stage.by_us(&words) else {
+    let Ok(Made::Container(container)) = stage.by_us(&words) else {
         panic!("not created");
     };
+    let document = docker::inspect(&[&container]).remove(0);
     let networks = &document["NetworkSettings"]["Networks"];
-    assert_eq!(networks[&stage.network.name]["Aliases"], json!(["a"]));
-    assert_eq!(
-        networks[&stage.second_network.name]["Aliases"],
-        json!(["b"])
-    );
+    let has = |network: &Network, alias: &str| {
+        let aliases = networks[&network.name]["Aliases"].as_array().unwrap();
+        aliases.contains(&json!(alias))
+    };
+    assert!(has(&stage.network, "a"), "{networks}");
+    assert!(!has(&stage.network, "b"), "{networks}");
+    assert!(has(&stage.second_network, "b"), "{networks}");
+}
+
+#[test]
+fn a_container_has_the_name_that_is_given() {
+    let Some(stage) = Stage::new("name") else {
+        return;
+    };
+    let name = format!("clearml-agent-test-{}", std::process::id());
+    let words = stage.words(&format!("--name {name} --name={name}-2 --pull never"));
+    let Ok(Made::Container(container)) = stage.by_us(&words) else {
+        panic!("not created");
+    };
+    let document = docker::inspect(&[&container]).remove(0);
+    assert_eq!(document["Name"], format!("/{name}-2"));
 }
