@@ -56,6 +56,13 @@ pub enum Command {
     /// Send to the server what earlier runs could not: logs of agents that were killed, or whose
     /// server was away
     Sync(SyncArgs),
+    /// Ends what a killed agent left; started by `execute` itself
+    #[command(hide = true)]
+    Guard {
+        /// The run's own value of CLEARML_AGENT_RUN
+        #[arg(long)]
+        run: String,
+    },
     /// Serve a small ClearML-compatible API, for trials, tests and CI
     Server(ServerArgs),
     /// Show the whole way on this machine: a server, a task, and `execute` running it
@@ -98,6 +105,9 @@ pub struct ExecuteArgs {
     /// Use only what is on this machine: no clone, no installation
     #[arg(long, help_heading = "Where it runs")]
     pub standalone_mode: bool,
+    /// This is the agent inside a container; DIR is what the agent on the host has left for it
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub inside: Option<PathBuf>,
     /// GPUs the task may see: 0, or 0,1,2, or all (sets NVIDIA_VISIBLE_DEVICES)
     #[arg(
         long,
@@ -151,8 +161,8 @@ pub struct ExecuteArgs {
     /// Send the set-up's log to the server too
     #[arg(long, help_heading = "Log and monitoring")]
     pub full_monitoring: bool,
-    /// How long the end may wait for a server that does not take the rest of the log; what is left
-    /// then is kept for `clearml-agent sync`
+    /// How long the end may wait for a server that does not take the rest of the log, or the status;
+    /// what is left then is kept for `clearml-agent sync`
     #[arg(
         long,
         value_name = "SECONDS",

@@ -19,12 +19,22 @@ pub struct StatusNote<'a> {
 }
 
 /// A final status that the agent writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinalStatus {
     Completed,
     Failed,
     Stopped,
+}
+
+impl std::fmt::Display for FinalStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            FinalStatus::Completed => "completed",
+            FinalStatus::Failed => "failed",
+            FinalStatus::Stopped => "stopped",
+        })
+    }
 }
 
 /// Whether a final status was taken.
@@ -54,6 +64,33 @@ pub async fn get_by_id(session: &Session, id: &str) -> Result<Option<Task>, ApiE
     }
 }
 
+/// The task's document as the server has it, with parts that no run but one in a container needs.
+/// Null where the task is gone.
+pub async fn document(session: &Session, id: &str) -> Result<Value, ApiError> {
+    let request = json!({"id": [id], "search_hidden": true});
+    let mut answer: Value = session
+        .call("tasks.get_all", &request, Patience::Start)
+        .await?;
+    Ok(answer["tasks"][0].take())
+}
+
+/// Replaces the task's `container` section.
+pub async fn set_container(
+    session: &Session,
+    id: &str,
+    image: &str,
+    arguments: &str,
+    setup_shell_script: &str,
+) -> Result<(), ApiError> {
+    let request = json!({"task": id, "force": true, "container": {
+        "image": image, "arguments": arguments, "setup_shell_script": setup_shell_script,
+    }});
+    session
+        .call::<Value>("tasks.edit", &request, Patience::Passing)
+        .await
+        .map(drop)
+}
+
 /// What an agent looks at while the task runs.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Standing {
@@ -63,7 +100,15 @@ pub struct Standing {
     /// The user who changed the task last.
     #[serde(default)]
     pub last_changed_by: Option<String>,
+    #[serde(default)]
+    pub runtime: serde_json::Map<String, Value>,
+    /// The worker that reported on the task last.
+    #[serde(default)]
+    pub last_worker: Option<String>,
 }
+
+/// The key of `runtime` that says by which claim the task runs.
+pub const CLAIM: &str = "clearml_agent_claim";
 
 /// The task's present status. `Ok(None)`: it was deleted.
 pub async fn standing(session: &Session, id: &str) -> Result<Option<Standing>, ApiError> {
@@ -72,9 +117,14 @@ pub async fn standing(session: &Session, id: &str) -> Result<Option<Standing>, A
         #[serde(default)]
         tasks: Vec<Standing>,
     }
-    let request = json!({
-        "id": [id], "only_fields": ["status", "status_message", "last_changed_by"], "search_hidden": true,
-    });
+    let fields = [
+        "status",
+        "status_message",
+        "last_changed_by",
+        "runtime",
+        "last_worker",
+    ];
+    let request = json!({"id": [id], "only_fields": fields, "search_hidden": true});
     let answer: Answer = session
         .call("tasks.get_all", &request, Patience::Passing)
         .await?;
@@ -218,6 +268,19 @@ pub async fn runtime(
         .await?;
     let task = answer.tasks.into_iter().next();
     Ok(task.map(|task| task.runtime).unwrap_or_default())
+}
+
+/// Adds to the task's `runtime`, or changes what is there.
+pub async fn add_to_runtime(
+    session: &Session,
+    id: &str,
+    more: &[(&str, &str)],
+) -> Result<(), ApiError> {
+    let mut all = runtime(session, id).await?;
+    for (name, value) in more {
+        all.insert((*name).to_owned(), Value::from(*value));
+    }
+    set_runtime(session, id, &all).await
 }
 
 /// Replaces `runtime` as a whole: read it first and keep what others put there.

@@ -2,11 +2,15 @@
 
 mod abort_callback;
 pub mod claim;
+mod container_plan;
 mod follow;
+mod in_container;
+mod inside;
 pub mod job_env;
 mod not_run;
 pub mod outcome;
 mod prepare;
+pub mod report;
 pub mod result;
 pub mod run;
 pub mod run_dir;

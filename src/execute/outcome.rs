@@ -1,25 +1,35 @@
 //! How a run ended, and what follows from it alone: the task's status and reason, the last line of
 //! the log, the agent's exit code.
 
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::report::Report;
 use crate::api::tasks::FinalStatus;
+use crate::container::error::Kind;
 use crate::mask::{Mask, Masked};
-use crate::process::signal;
+use crate::process::death::{Death, Sender};
+use crate::process::{Ended, signal};
 
 /// Every way in which a claimed task can end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The script ended by itself.
+    /// The script ended by itself, for reasons of its own.
     Exited { code: i32 },
-    /// A signal that this agent did not send ended the script.
-    Signalled { signal: i32 },
+    /// The script failed, and why is known: a signal that this agent did not send, no memory, no space.
+    Died { ended: Ended, death: Death },
     /// The run was asked to stop, and did.
     Stopped(StopCause),
     /// The script was never started, or could not be followed.
     Failed { stage: Stage, cause: String },
+    /// It ran in a container, and the agent in there says how it ended.
+    Inside(Arc<Report>),
 }
 
 /// Who asked for the stop.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StopCause {
     /// The agent got this signal.
     Signal(i32),
@@ -52,6 +62,8 @@ pub enum Stage {
     Launch,
     /// Something of the agent's own: its folders, its log.
     Agent,
+    /// The container that it is to run in.
+    Container(Kind),
 }
 
 /// The agent's own exit codes: sysexits(3), so that they are told from a script's. Usage errors
@@ -69,6 +81,8 @@ pub mod exit {
     pub const NO_SERVER: u8 = 69;
     /// A defect or a limit of the agent or its machine.
     pub const AGENT: u8 = 70;
+    /// The container engine is not there, or this machine cannot give what the container needs.
+    pub const ENGINE: u8 = 71;
     /// The Python environment could not be built.
     pub const ENVIRONMENT: u8 = 72;
     /// A file that was asked for cannot be written.
@@ -101,12 +115,34 @@ pub struct Verdict {
     pub status: FinalStatus,
     /// The task's `status_reason`: one line.
     pub reason: Masked,
-    /// The last line of the log.
-    pub last_line: Masked,
+    /// The last line of the log; none where the log has it already.
+    pub last_line: Option<Masked>,
     pub exit_code: u8,
 }
 
 impl Outcome {
+    /// Of a script that was not stopped.
+    pub fn of_script(ended: Ended, death: Option<Death>) -> Outcome {
+        match (ended, death) {
+            (ended, Some(death)) => Outcome::Died { ended, death },
+            (Ended::Exited { code }, None) => Outcome::Exited { code },
+            (Ended::Signalled { signal }, None) => {
+                let by = Sender::Unknown;
+                let death = Death::Signalled { signal, by };
+                Outcome::Died { ended, death }
+            }
+        }
+    }
+
+    /// Whether the script ran to an end of its own.
+    pub fn is_of_script(&self) -> bool {
+        match self {
+            Outcome::Exited { .. } | Outcome::Died { .. } => true,
+            Outcome::Inside(report) => report.is_of_script(),
+            Outcome::Stopped(_) | Outcome::Failed { .. } => false,
+        }
+    }
+
     /// Status words are the Python agent's where it has them (`worker execution done`,
     /// `worker execution exit code N`, negative for signals).
     pub fn verdict(&self, mask: &Mask) -> Verdict {
@@ -123,13 +159,19 @@ impl Outcome {
                 format!("Process failed, exit code {code}"),
                 u8::try_from(*code).unwrap_or(u8::MAX),
             ),
-            Outcome::Signalled { signal } => {
-                let name = signal::name(*signal);
+            Outcome::Died { ended, death } => {
+                let why = death.reason();
+                let (exit_code, shown) = match ended {
+                    Ended::Exited { code } => {
+                        (u8::try_from(*code).unwrap_or(u8::MAX), code.to_string())
+                    }
+                    Ended::Signalled { signal } => (for_signal(*signal), format!("-{signal}")),
+                };
                 (
                     FinalStatus::Failed,
-                    format!("worker execution exit code -{signal} (killed by {name})"),
-                    format!("Process failed, killed by {name}"),
-                    for_signal(*signal),
+                    format!("worker execution exit code {shown}: {why}"),
+                    format!("Process failed, exit code {shown}: {why}"),
+                    exit_code,
                 )
             }
             Outcome::Stopped(cause) => {
@@ -161,11 +203,22 @@ impl Outcome {
                 format!("{}: {cause}", stage.words()),
                 stage.exit_code(),
             ),
+            Outcome::Inside(report) => {
+                let message = report.message();
+                let stopped = report.status() == FinalStatus::Stopped;
+                return Verdict {
+                    status: report.status(),
+                    reason: mask.mask(&message),
+                    // The agent inside has said it, but for a stop.
+                    last_line: stopped.then(|| mask.mask(&format!("Process stopped: {message}"))),
+                    exit_code: report.exit_code,
+                };
+            }
         };
         Verdict {
             status,
             reason: mask.mask(&reason),
-            last_line: mask.mask(&last_line),
+            last_line: Some(mask.mask(&last_line)),
             exit_code,
         }
     }
@@ -179,6 +232,7 @@ impl Stage {
             Stage::Environment => "failed building the Python environment",
             Stage::Launch => "failed starting the script",
             Stage::Agent => "the agent failed",
+            Stage::Container(_) => "failed running the container",
         }
     }
 
@@ -188,6 +242,18 @@ impl Stage {
             Stage::Checkout => exit::NOT_FOUND,
             Stage::Environment => exit::ENVIRONMENT,
             Stage::Agent => exit::AGENT,
+            Stage::Container(kind) => match kind {
+                Kind::NoEngine
+                | Kind::PortTaken
+                | Kind::NameTaken
+                | Kind::DiskFull
+                | Kind::NoGpu
+                | Kind::Engine => exit::ENGINE,
+                Kind::EngineNotAllowed | Kind::PullDenied => exit::NOT_ALLOWED,
+                Kind::NoSuchImage => exit::NOT_FOUND,
+                Kind::RegistryUnreachable | Kind::NoServer => exit::NO_SERVER,
+                Kind::BadArguments | Kind::ImageUnsuitable => exit::TASK,
+            },
         }
     }
 }
@@ -247,10 +313,21 @@ mod tests {
                 3,
             ),
             (
-                Outcome::Signalled { signal: 9 },
+                Outcome::of_script(Ended::Signalled { signal: 11 }, None),
                 Failed,
-                "worker execution exit code -9 (killed by SIGKILL)",
-                137,
+                "worker execution exit code -11: ended by SIGSEGV, not by this agent: by itself, or by somebody \
+                 with the right to (the batch system, a user)",
+                139,
+            ),
+            (
+                Outcome::of_script(
+                    Ended::Exited { code: 1 },
+                    Some(Death::NoSharedMemory { size: None }),
+                ),
+                Failed,
+                "worker execution exit code 1: shared memory (/dev/shm) is used up: in a container give it more \
+                 (--shm-size, or --ipc=host), or use fewer data loader workers",
+                1,
             ),
             (
                 Outcome::Stopped(StopCause::Signal(2)),
@@ -295,6 +372,7 @@ mod tests {
         .verdict(&Mask::default());
         let reason = verdict.reason.as_str();
         assert!(reason.ends_with("é…") && reason.chars().count() < 640);
-        assert!(verdict.last_line.as_str().chars().count() > 2000);
+        let last_line = verdict.last_line.unwrap();
+        assert!(last_line.as_str().chars().count() > 2000);
     }
 }

@@ -3,24 +3,24 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::outcome::{Outcome, Stage, StopCause};
 use super::timeline::Timeline;
 use crate::api::tasks::FinalStatus;
+use crate::container::error::Kind;
 use crate::journal::{Amount, Receipt};
 use crate::mask::Masked;
+use crate::process::{Ended, Usage};
 
 /// Why a run ended as it did: what a scheduler decides on. Names stay; new ones may come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// The script ended with 0.
     Completed,
     /// The script ended with another code.
     Failed,
-    /// A signal that is not the agent's ended the script.
-    Signalled,
     /// The agent got a signal and stopped the run.
     Interrupted,
     /// Stopped on the server: aborted, reset, or deleted there.
@@ -47,6 +47,25 @@ pub enum Reason {
     Refused,
     ConfigInvalid,
     LogFileFailed,
+    NoEngine,
+    EngineNotAllowed,
+    NoSuchImage,
+    PullDenied,
+    RegistryUnreachable,
+    ContainerArgumentsInvalid,
+    PortTaken,
+    ContainerNameTaken,
+    EngineDiskFull,
+    NoGpu,
+    ImageUnsuitable,
+    /// Another word of the engine's.
+    EngineFailed,
+    /// The script failed, and why is known: the word for its [`crate::process::death::Death`].
+    #[serde(untagged)]
+    Died(&'static str),
+    /// What the agent in the container says.
+    #[serde(untagged)]
+    Inside(String),
 }
 
 impl From<&Outcome> for Reason {
@@ -54,7 +73,7 @@ impl From<&Outcome> for Reason {
         match outcome {
             Outcome::Exited { code: 0 } => Reason::Completed,
             Outcome::Exited { .. } => Reason::Failed,
-            Outcome::Signalled { .. } => Reason::Signalled,
+            Outcome::Died { death, .. } => Reason::Died(death.kind()),
             Outcome::Stopped(StopCause::Signal(_)) => Reason::Interrupted,
             Outcome::Stopped(StopCause::Server { .. }) => Reason::Aborted,
             Outcome::Stopped(StopCause::Timeout { .. }) => Reason::Timeout,
@@ -64,7 +83,23 @@ impl From<&Outcome> for Reason {
                 Stage::Environment => Reason::EnvFailed,
                 Stage::Launch => Reason::LaunchFailed,
                 Stage::Agent => Reason::AgentFailed,
+                Stage::Container(kind) => match kind {
+                    Kind::NoEngine => Reason::NoEngine,
+                    Kind::EngineNotAllowed => Reason::EngineNotAllowed,
+                    Kind::NoSuchImage => Reason::NoSuchImage,
+                    Kind::PullDenied => Reason::PullDenied,
+                    Kind::RegistryUnreachable => Reason::RegistryUnreachable,
+                    Kind::BadArguments => Reason::ContainerArgumentsInvalid,
+                    Kind::PortTaken => Reason::PortTaken,
+                    Kind::NameTaken => Reason::ContainerNameTaken,
+                    Kind::DiskFull => Reason::EngineDiskFull,
+                    Kind::NoGpu => Reason::NoGpu,
+                    Kind::ImageUnsuitable => Reason::ImageUnsuitable,
+                    Kind::NoServer => Reason::NoServer,
+                    Kind::Engine => Reason::EngineFailed,
+                },
             },
+            Outcome::Inside(report) => Reason::Inside(report.reason.clone()),
         }
     }
 }
@@ -86,11 +121,33 @@ pub struct RunResult<'a> {
     /// How the script ended, where it was started and was not stopped.
     pub script: Script,
     pub times: &'a Timeline,
+    /// Of the script and everything that it started; null where it was not started.
+    pub usage: Option<Usage>,
     pub log: Option<Log>,
-    pub agent_version: &'static str,
+    pub versions: Versions,
 }
 
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+/// What took part in the run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Versions {
+    pub agent: &'static str,
+    /// The script's Python; null where it has none, or was not started.
+    pub python: Option<String>,
+    /// The commit that was checked out.
+    pub commit: Option<String>,
+}
+
+impl Default for Versions {
+    fn default() -> Self {
+        Self {
+            agent: env!("CARGO_PKG_VERSION"),
+            python: None,
+            commit: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Script {
     pub exit_code: Option<i32>,
     pub signal: Option<i32>,
@@ -99,14 +156,22 @@ pub struct Script {
 impl From<&Outcome> for Script {
     fn from(outcome: &Outcome) -> Self {
         match outcome {
-            Outcome::Exited { code } => Script {
+            Outcome::Exited { code }
+            | Outcome::Died {
+                ended: Ended::Exited { code },
+                ..
+            } => Script {
                 exit_code: Some(*code),
                 signal: None,
             },
-            Outcome::Signalled { signal } => Script {
+            Outcome::Died {
+                ended: Ended::Signalled { signal },
+                ..
+            } => Script {
                 exit_code: None,
                 signal: Some(*signal),
             },
+            Outcome::Inside(report) => report.script.clone(),
             Outcome::Stopped(_) | Outcome::Failed { .. } => Script::default(),
         }
     }

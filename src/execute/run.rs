@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::claim::{self, Claimed};
 use super::follow::follow;
+use super::{in_container, inside};
 use super::job_env::Variables;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause, Verdict};
 use super::prepare;
-use super::result::{Log, Reason, ResultFile, RunResult, Script};
+use super::result::{Log, Reason, ResultFile, RunResult, Script, Versions};
 use super::run_dir::RunDir;
 use super::settings::{self, Monitoring, Settings};
 use super::stop::Stop;
@@ -23,11 +24,15 @@ use crate::console::Console;
 use crate::journal::{self, Journal, Receipt, Upload};
 use crate::mask::{Mask, Secrets};
 use crate::monitor;
-use crate::process;
+use crate::process::guard::Guard;
+use crate::process::{self, Usage};
 use crate::task::Task;
 
 /// A server that takes longer is worth a word.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// What the final status may take at least, however short `--drain-timeout` is.
+const STATUS_LIMIT: Duration = Duration::from_secs(5);
 
 /// What every step of a claimed run needs.
 pub(super) struct Run {
@@ -41,12 +46,42 @@ pub(super) struct Run {
 }
 
 /// How a claimed run ended, and what was told of it.
-struct Ending {
-    task: String,
-    worker: String,
-    outcome: Outcome,
-    verdict: Verdict,
-    receipt: Receipt,
+pub(super) struct Ending {
+    pub task: String,
+    pub worker: String,
+    pub outcome: Outcome,
+    pub verdict: Verdict,
+    pub receipt: Receipt,
+    pub usage: Option<Usage>,
+    pub versions: Versions,
+}
+
+/// What a run came to, before it is told.
+pub(super) struct Ran {
+    pub outcome: Outcome,
+    /// To be removed.
+    pub run_dir: Option<RunDir>,
+    pub usage: Option<Usage>,
+    pub versions: Versions,
+}
+
+impl From<Outcome> for Ran {
+    /// With what the agent in the container says of it; else nothing ran.
+    fn from(outcome: Outcome) -> Self {
+        let mut versions = Versions::default();
+        let mut usage = None;
+        if let Outcome::Inside(report) = &outcome {
+            usage = report.usage;
+            versions.python = report.versions.python.clone();
+            versions.commit = report.versions.commit.clone();
+        }
+        Self {
+            outcome,
+            run_dir: None,
+            usage,
+            versions,
+        }
+    }
 }
 
 /// `clearml-agent execute`; gives the exit code.
@@ -61,7 +96,12 @@ pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask
             return not_run.exit_code();
         }
     };
-    let ended = attempt(&args, &global, env, mask, timeline.clone()).await;
+    let ended = match &args.inside {
+        None => attempt(&args, &global, env, mask, timeline.clone()).await,
+        Some(folder) => {
+            inside::attempt(&args, &global, env, mask, timeline.clone(), folder).await
+        }
+    };
     timeline.mark(Phase::Finished);
     let exit_code = match &ended {
         Ok(ending) => ending.verdict.exit_code,
@@ -86,7 +126,7 @@ fn result<'a>(
     times: &'a Timeline,
     mask: &Mask,
 ) -> RunResult<'a> {
-    let (task, worker, status, reason, message, script, log) = match ended {
+    let (task, worker, status, reason, message, script, log, usage, versions) = match ended {
         Ok(ending) => (
             ending.task.clone(),
             Some(ending.worker.clone()),
@@ -95,6 +135,8 @@ fn result<'a>(
             ending.verdict.reason.clone(),
             Script::from(&ending.outcome),
             Some(Log::from(&ending.receipt)),
+            ending.usage,
+            ending.versions.clone(),
         ),
         Err(not_run) => (
             asked_for.to_owned(),
@@ -104,6 +146,8 @@ fn result<'a>(
             mask.mask(&not_run.to_string()),
             Script::default(),
             None,
+            None,
+            Versions::default(),
         ),
     };
     RunResult {
@@ -115,8 +159,9 @@ fn result<'a>(
         exit_code,
         script,
         times,
+        usage,
         log,
-        agent_version: env!("CARGO_PKG_VERSION"),
+        versions,
     }
 }
 
@@ -178,6 +223,18 @@ async fn take(
     stop: &Stop,
     console: &Console,
 ) -> Result<(Session, Claimed), NotRun> {
+    let (session, task) = reach(settings, stop, console).await?;
+    let worker = &settings.endpoint.worker;
+    let claimed = claim::claim(&session, task, settings.mode, worker, console).await?;
+    Ok((session, claimed))
+}
+
+/// Logs in and reads the task.
+pub(super) async fn reach(
+    settings: &Settings,
+    stop: &Stop,
+    console: &Console,
+) -> Result<(Session, Task), NotRun> {
     let asking = async {
         let session = Session::login(&settings.endpoint)
             .await
@@ -193,14 +250,11 @@ async fn take(
         ));
         std::future::pending().await
     };
-    let (session, task) = tokio::select! {
+    tokio::select! {
         asked = asking => asked,
         never = patience => never,
         cause = stop.requested() => Err(interrupted(&cause)),
-    }?;
-    let worker = &settings.endpoint.worker;
-    let claimed = claim::claim(&session, task, settings.mode, worker, console).await?;
-    Ok((session, claimed))
+    }
 }
 
 fn interrupted(cause: &StopCause) -> NotRun {
@@ -237,6 +291,23 @@ async fn carry_out(
     });
     let id = run.task.id.clone();
     let monitoring = run.settings.monitoring;
+    // A container ends by itself when nobody watches over it.
+    let guard = match run.settings.container {
+        Some(_) => None,
+        None => Guard::start(&run.settings.run)
+            .inspect_err(|error| tracing::debug!(%error, "no guard"))
+            .ok(),
+    };
+    // Beside all else: until the server has it, a killed agent's task has to wait for its user.
+    let claim = run.settings.run.clone();
+    let claiming = tokio::spawn(record_claim(session.clone(), id.clone(), claim.clone()));
+    journal.answer_for(&journal::Held {
+        server: session.host(),
+        task: &id,
+        worker: &worker,
+        claim: &claim,
+        former_worker: run.task.last_worker.as_deref(),
+    });
     if monitoring != Monitoring::Off {
         journal.connect(Upload {
             session: session.clone(),
@@ -256,27 +327,35 @@ async fn carry_out(
     let watching = tokio::spawn(watch(session.clone(), id.clone(), stop.clone()));
 
     // A task of its own: a defect that panics in there still ends here, with a status.
-    let (outcome, run_dir) = tokio::spawn(prepare_and_follow(run.clone()))
+    let ran = tokio::spawn(prepare_and_follow(run.clone()))
         .await
-        .unwrap_or_else(|panic| {
-            let outcome = Outcome::Failed {
-                stage: Stage::Agent,
-                cause: format!("a defect of the agent, please report it: {panic}"),
-            };
-            (outcome, None)
-        });
+        .unwrap_or_else(defect);
+    let Ran {
+        outcome,
+        run_dir,
+        usage,
+        versions,
+    } = ran;
     watching.abort();
+    // Nothing of the run is left.
+    drop(guard);
     let clean_up = tokio::task::spawn_blocking(move || drop(run_dir));
 
-    if !matches!(outcome, Outcome::Exited { .. } | Outcome::Signalled { .. }) {
+    if !outcome.is_of_script() {
         journal.release_setup();
     }
     let mut verdict = outcome.verdict(&run.settings.mask);
     if hides_exit_code(&run.settings, &outcome) {
         verdict.exit_code = 0;
     }
-    run.console.say(verdict.last_line.as_str());
-    let receipt = journal.finish(run.settings.journal.drain).await;
+    if let Some(line) = &verdict.last_line {
+        run.console.say(line.as_str());
+    }
+    journal.will_end(&journal::Ending {
+        status: verdict.status,
+        reason: verdict.reason.as_str().to_owned(),
+    });
+    let receipt = journal.clone().finish(run.settings.journal.drain).await;
     run.timeline.mark(Phase::LogSent);
     if monitoring != Monitoring::Off {
         eprintln!("clearml-agent: {}", receipt.words());
@@ -286,16 +365,28 @@ async fn carry_out(
         reason: verdict.reason.as_str(),
         message: &message,
     };
-    match tasks::finish(&session, &id, verdict.status, note).await {
-        Ok(StatusWrite::Written) => {}
-        Ok(StatusWrite::NotFromHere { message }) => eprintln!(
-            "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
-        ),
+    // What cannot be written now, the journal keeps.
+    let telling = tasks::finish(&session, &id, verdict.status, note);
+    let limit = run.settings.journal.drain.max(STATUS_LIMIT);
+    let told = tokio::select! {
+        told = telling => told.map_err(|error| error.to_string()),
+        () = tokio::time::sleep(limit) => Err(format!("no answer within {} s", limit.as_secs())),
+    };
+    match told {
+        Ok(StatusWrite::Written) => journal.status_is_told(),
+        Ok(StatusWrite::NotFromHere { message }) => {
+            journal.status_is_told();
+            eprintln!(
+                "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
+            );
+        }
         Err(error) => eprintln!(
-            "clearml-agent: the task's status could not be written ({}): {error}",
+            "clearml-agent: the task's status could not be written ({}): {error}\n  \
+             `clearml-agent sync`, or the next run on this machine, writes it",
             verdict.reason
         ),
     }
+    claiming.abort();
     if let Some(monitor) = monitor {
         monitor.stop().await;
         if let Err(error) = workers::unregister(&session, &worker).await {
@@ -311,11 +402,28 @@ async fn carry_out(
         outcome,
         verdict,
         receipt,
+        usage,
+        versions,
+    }
+}
+
+pub(super) fn defect(panic: tokio::task::JoinError) -> Ran {
+    Ran::from(Outcome::Failed {
+        stage: Stage::Agent,
+        cause: format!("a defect of the agent, please report it: {panic}"),
+    })
+}
+
+/// Says in the task's runtime by which claim it runs.
+async fn record_claim(session: Arc<Session>, id: String, claim: String) {
+    let claim = [(tasks::CLAIM, claim.as_str())];
+    if let Err(error) = tasks::add_to_runtime(&session, &id, &claim).await {
+        tracing::debug!(%error, "the claim is not recorded");
     }
 }
 
 /// What the task itself holds of secrets: passwords in its addresses, and variables that it sets.
-fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
+pub(super) fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
     if let Some(script) = &task.script {
         secrets.add_urls("the task's repository", &script.repository);
         for kind in ["pip", "org_pip", "conda"] {
@@ -335,12 +443,15 @@ fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
 fn hides_exit_code(settings: &Settings, outcome: &Outcome) -> bool {
     !settings.propagate_exit_code
         && settings.monitoring == Monitoring::Full
-        && matches!(outcome, Outcome::Exited { .. } | Outcome::Signalled { .. })
+        && outcome.is_of_script()
 }
 
 /// Code and environment, then the script to its end. The folder is given back to be removed beside
 /// the last calls.
-async fn prepare_and_follow(run: Arc<Run>) -> (Outcome, Option<RunDir>) {
+pub(super) async fn prepare_and_follow(run: Arc<Run>) -> Ran {
+    if let Some(settings) = &run.settings.container {
+        return in_container::run(&run, settings).await.into();
+    }
     let runs_dir = &run.settings.runs_dir;
     let run_dir = match RunDir::create(runs_dir, &run.task.id) {
         Ok(run_dir) => run_dir,
@@ -352,12 +463,23 @@ async fn prepare_and_follow(run: Arc<Run>) -> (Outcome, Option<RunDir>) {
                     runs_dir.display()
                 ),
             };
-            return (outcome, None);
+            return outcome.into();
         }
     };
-    let outcome = match prepare::prepare(&run, &run_dir).await {
-        Ok(prepared) => follow(&run, prepared).await,
-        Err(outcome) => outcome,
+    let ran = match prepare::prepare(&run, &run_dir).await {
+        Ok(prepared) => {
+            let versions = prepared.versions.clone();
+            let (outcome, usage) = follow(&run, prepared).await;
+            Ran {
+                usage,
+                versions,
+                ..Ran::from(outcome)
+            }
+        }
+        Err(outcome) => outcome.into(),
     };
-    (outcome, Some(run_dir))
+    Ran {
+        run_dir: Some(run_dir),
+        ..ran
+    }
 }

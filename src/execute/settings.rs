@@ -10,9 +10,10 @@ use super::job_env::{Gpus, Variables};
 use super::outcome::exit;
 use crate::api::{Endpoint, Trust};
 use crate::cli::{ExecuteArgs, GlobalArgs, LogLevel};
+use crate::container::settings as container;
 use crate::config::{self, Config, ConfigError, Lookup};
 use crate::mask::Mask;
-use crate::process::signal;
+use crate::process::{guard, signal};
 use crate::python;
 use crate::secret::Secret;
 use crate::source::GitCredentials;
@@ -21,6 +22,8 @@ use crate::source::GitCredentials;
 #[derive(Debug)]
 pub struct Settings {
     pub task: String,
+    /// The id of this run of it: its claim, and the mark of its processes.
+    pub run: String,
     pub mode: Mode,
     pub endpoint: Endpoint,
     pub monitoring: Monitoring,
@@ -28,6 +31,8 @@ pub struct Settings {
     pub job: JobSettings,
     pub git: GitSettings,
     pub python: python::Settings,
+    /// `--docker`: the run goes into a container.
+    pub container: Option<container::Settings>,
     /// Where the runs' private folders are made (`agent.venvs_dir`).
     pub runs_dir: PathBuf,
     pub journal: JournalSettings,
@@ -156,6 +161,15 @@ pub fn resolve(
     // What the script inherits, and with it every tool that is run for it.
     let mut inherited = env;
     inherited.extend(config.job_variables().clone());
+    let container = match &args.docker {
+        Some(words) => {
+            let read = container::Settings::read(words, &config, &inherited);
+            Some(read.map_err(|error| SettingsError::Value(error.to_string()))?)
+        }
+        None => None,
+    };
+    let run = uuid::Uuid::new_v4().simple().to_string();
+    inherited.insert(guard::MARK.into(), run.clone());
     let stop = stop_settings(args, &config, &mut inherited)?;
     let gpus = Gpus::from_flags(args.gpus.as_deref(), args.cpu_only);
     let worker = config.worker_id();
@@ -169,6 +183,7 @@ pub fn resolve(
     };
     Ok(Settings {
         task: args.id.clone(),
+        run,
         mode: mode(args),
         monitoring: monitoring(args),
         log_file: args.log_file.as_deref().map(absolute),
@@ -183,6 +198,7 @@ pub fn resolve(
         },
         python: python::Settings::from_lookup(&|key| config.value(key).cloned(), &inherited)
             .map_err(SettingsError::Value)?,
+        container,
         runs_dir: folder("agent.venvs_dir")?,
         journal: JournalSettings {
             dir: folder("agent.journal.path")?,
@@ -276,12 +292,6 @@ fn journal_limit(config: &Config) -> Result<u64, SettingsError> {
 }
 
 fn refuse_what_is_not_built(args: &ExecuteArgs) -> Result<(), SettingsError> {
-    if args.docker.is_some() {
-        return Err(SettingsError::NotBuilt {
-            option: "--docker",
-            instead: "leave it out to run the task on this machine",
-        });
-    }
     if args.standalone_mode {
         return Err(SettingsError::NotBuilt {
             option: "--standalone-mode",

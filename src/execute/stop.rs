@@ -52,10 +52,15 @@ impl Stop {
     }
 
     fn signalled(&self, number: i32) {
+        self.ask(StopCause::Signal(number));
+    }
+
+    /// Asks for the stop; asked again, there is to be no waiting.
+    pub fn ask(&self, cause: StopCause) {
         if self.cause.get().is_some() {
             self.hurry.cancel();
         }
-        self.request(StopCause::Signal(number));
+        self.request(cause);
     }
 
     /// Resolves when somebody does not want to wait: a signal after the stop was asked for.

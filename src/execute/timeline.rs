@@ -3,15 +3,19 @@
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde::ser::SerializeMap as _;
 
 /// What a run comes to, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     Started,
     Claimed,
+    /// The code is there, its changes applied.
+    CodeReady,
+    /// All packages are installed.
+    EnvironmentReady,
     ScriptStarted,
     ScriptEnded,
     /// The log is on the server, or kept.
@@ -31,8 +35,12 @@ impl Timeline {
     }
 
     pub fn mark(&self, phase: Phase) {
+        self.mark_at(phase, Timestamp::now());
+    }
+
+    pub fn mark_at(&self, phase: Phase, at: Timestamp) {
         let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        marks.push((phase, Timestamp::now()));
+        marks.push((phase, at));
     }
 }
 
