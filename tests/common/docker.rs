@@ -3,9 +3,10 @@
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 use bollard::Docker;
+use bollard::query_parameters::RemoveContainerOptions;
 use serde_json::Value;
 
 /// On everything that tests make, with the process id of the test program as its value.
@@ -21,6 +22,8 @@ static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
         .build()
         .unwrap()
 });
+
+static API: OnceLock<Docker> = OnceLock::new();
 
 /// The engine that `docker` talks to, and docker's own client.
 pub struct Engine {
@@ -48,14 +51,13 @@ fn find() -> Result<Engine, String> {
     }
     let api = Docker::connect_with_defaults().map_err(|error| error.to_string())?;
     let api = block_on(async { api.negotiate_version().await });
-    let engine = Engine {
-        api: api.map_err(|error| format!("no answer from the Docker Engine: {error}"))?,
-    };
+    let api = api.map_err(|error| format!("no answer from the Docker Engine: {error}"))?;
+    let _ = API.set(api.clone());
     remove_left_overs();
     if docker(&["image", "inspect", TINY_IMAGE]).is_err() {
         import_tiny_image()?;
     }
-    Ok(engine)
+    Ok(Engine { api })
 }
 
 /// What was left by test programs that were killed.
@@ -169,18 +171,22 @@ pub struct Container {
     pub id: String,
 }
 
-impl Container {
-    /// The engine's whole document of it.
-    pub fn inspect(&self) -> Value {
-        let text = docker(&["container", "inspect", self.id.as_str()]).unwrap();
-        let documents: Value = serde_json::from_str(&text).unwrap();
-        documents[0].clone()
-    }
+/// The engine's whole documents of containers.
+pub fn inspect(containers: &[&Container]) -> Vec<Value> {
+    let ids = containers.iter().map(|container| container.id.as_str());
+    let words: Vec<&str> = ["container", "inspect"].into_iter().chain(ids).collect();
+    serde_json::from_str(&docker(&words).unwrap()).unwrap()
 }
 
 impl Drop for Container {
     fn drop(&mut self) {
-        let _ = docker(&["rm", "--force", "--volumes", &self.id]);
+        let Some(api) = API.get() else { return };
+        let options = RemoveContainerOptions {
+            force: true,
+            v: true,
+            ..RemoveContainerOptions::default()
+        };
+        let _ = block_on(api.remove_container(&self.id, Some(options)));
     }
 }
 

@@ -1,7 +1,7 @@
 //! All the flags together as the body of the Engine API's request for a new container. Nothing is
 //! left to chance where docker's client says something: what it sends is sent here too.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bollard::models::{
     ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigIsolationEnum,
@@ -19,7 +19,7 @@ pub(super) fn body(flags: &Flags, host: &Host<'_>) -> Result<ContainerCreateBody
         identity, process, ..
     } = flags;
     let (network_mode, networking) = first_network(&flags.network)?;
-    let (exposed, bindings) = ports(&flags.network);
+    let (exposed, bindings) = ports(&flags.network)?;
     let anonymous = flags.storage.volume.iter();
     let anonymous = anonymous.filter_map(|volume| volume.anonymous().map(str::to_owned));
     let labels = environment::labels(&identity.label_file, &identity.label, host)?;
@@ -56,7 +56,7 @@ pub(super) fn body(flags: &Flags, host: &Host<'_>) -> Result<ContainerCreateBody
 fn host_config(
     flags: &Flags,
     network_mode: String,
-    bindings: HashMap<String, Option<Vec<PortBinding>>>,
+    bindings: Bindings,
     host: &Host<'_>,
 ) -> Result<HostConfig, RunArgsError> {
     let Flags {
@@ -180,16 +180,30 @@ fn first_network(flags: &Network) -> Result<(String, NetworkingConfig), RunArgsE
 type Bindings = HashMap<String, Option<Vec<PortBinding>>>;
 
 /// The ports that are exposed, and where those that are published are bound.
-fn ports(flags: &Network) -> (Vec<String>, Bindings) {
+fn ports(flags: &Network) -> Result<(Vec<String>, Bindings), RunArgsError> {
+    /// All ports of all protocols.
+    const MOST: u32 = 3 << 16;
+    let count = flags.publish.iter().map(|publication| publication.count());
+    if count.fold(0, u32::saturating_add) > MOST {
+        return Err(RunArgsError::Conflict {
+            flag: "--publish",
+            other: "--publish",
+            why: "together they are more ports than there are",
+        });
+    }
     let mut bindings = Bindings::new();
     let mut exposed = Vec::new();
-    for (port, binding) in flags.publish.iter().flat_map(|publication| &publication.0) {
+    for (port, binding) in flags
+        .publish
+        .iter()
+        .flat_map(|publication| publication.bindings())
+    {
         exposed.push(port.clone());
-        let of_port = bindings.entry(port.clone()).or_default();
-        of_port.get_or_insert_default().push(binding.clone());
+        let of_port = bindings.entry(port).or_default();
+        of_port.get_or_insert_default().push(binding);
     }
-    exposed.extend(flags.expose.iter().flat_map(|exposed| exposed.0.clone()));
-    (distinct(exposed), bindings)
+    let more = flags.expose.iter().flat_map(|exposed| exposed.ports());
+    Ok((distinct(exposed.into_iter().chain(more)), bindings))
 }
 
 /// Of a name twice the last.
@@ -324,11 +338,7 @@ fn some_tmpfs(given: &[String]) -> Option<HashMap<String, String>> {
 }
 
 fn distinct(values: impl IntoIterator<Item = String>) -> Vec<String> {
-    let mut distinct: Vec<String> = Vec::new();
-    for value in values {
-        if !distinct.contains(&value) {
-            distinct.push(value);
-        }
-    }
-    distinct
+    let mut seen = HashSet::new();
+    let values = values.into_iter();
+    values.filter(|value| seen.insert(value.clone())).collect()
 }

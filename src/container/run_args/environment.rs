@@ -82,11 +82,7 @@ pub(super) fn pair(text: &str) -> (String, String) {
 /// The lines that are neither empty nor comments.
 fn lines(flag: &'static str, file: &Path, cwd: &Path) -> Result<Vec<String>, RunArgsError> {
     let path = cwd.join(file);
-    let bytes = std::fs::read(&path).map_err(|source| RunArgsError::File {
-        flag,
-        path: path.clone(),
-        source,
-    })?;
+    let bytes = super::file::read(flag, &path)?;
     let bad = |line: usize, why: &str| RunArgsError::BadLine {
         flag,
         path: path.clone(),

@@ -8,6 +8,7 @@ mod csv;
 mod devices;
 mod environment;
 mod error;
+mod file;
 mod flags;
 mod mount;
 mod networks;

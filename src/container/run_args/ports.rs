@@ -7,13 +7,54 @@ use bollard::models::PortBinding;
 /// A port of the container, as `80/tcp`.
 pub(super) type Port = String;
 
-/// `--publish`: each port of the container with where it is bound.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Publication(pub Vec<(Port, PortBinding)>);
-
-/// `--expose`: ports that the container says it listens to.
+/// `--publish`: ports of the container with where they are bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Exposed(pub Vec<Port>);
+pub(super) struct Publication {
+    ip: String,
+    /// Ports of the host, the first and the last; any free ones where there are none.
+    outside: Option<(u32, u32)>,
+    inside: (u32, u32),
+    protocol: String,
+}
+
+/// `--expose`: ports that the container says it listens to, the first and the last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Exposed {
+    ports: (u32, u32),
+    protocol: String,
+}
+
+impl Publication {
+    /// How many ports of the container.
+    pub fn count(&self) -> u32 {
+        self.inside.1 - self.inside.0 + 1
+    }
+
+    /// Each port of the container with where it is bound.
+    pub fn bindings(&self) -> impl Iterator<Item = (Port, PortBinding)> {
+        (0..self.count()).map(|i| {
+            let host_port = match self.outside {
+                None => String::new(),
+                // One port of the container: the engine takes a free one of the range.
+                Some((first, last)) if self.count() == 1 && first != last => {
+                    format!("{first}-{last}")
+                }
+                Some((first, _)) => (first + i).to_string(),
+            };
+            let binding = PortBinding {
+                host_ip: Some(self.ip.clone()),
+                host_port: Some(host_port),
+            };
+            (format!("{}/{}", self.inside.0 + i, self.protocol), binding)
+        })
+    }
+}
+
+impl Exposed {
+    pub fn ports(&self) -> impl Iterator<Item = Port> {
+        (self.ports.0..=self.ports.1).map(|port| format!("{port}/{}", self.protocol))
+    }
+}
 
 pub(super) fn publication(text: &str) -> Result<Publication, String> {
     let short = match text.contains('=') {
@@ -38,28 +79,20 @@ pub(super) fn publication(text: &str) -> Result<Publication, String> {
         "" => None,
         host => Some(range(host)?),
     };
-    let count = inside.1 - inside.0;
     if let Some((first, last)) = outside
-        && last - first != count
-        && count != 0
+        && last - first != inside.1 - inside.0
+        && inside.0 != inside.1
     {
         return Err(format!(
             "{host} and {container} are not the same number of ports"
         ));
     }
-    let ports = (0..=count).map(|i| {
-        let binding = PortBinding {
-            host_ip: Some(ip.to_owned()),
-            host_port: Some(match outside {
-                None => String::new(),
-                // One port of the container: the engine takes a free one of the range.
-                Some((first, last)) if count == 0 && first != last => format!("{first}-{last}"),
-                Some((first, _)) => (first + i).to_string(),
-            }),
-        };
-        (format!("{}/{protocol}", inside.0 + i), binding)
-    });
-    Ok(Publication(ports.collect()))
+    Ok(Publication {
+        ip: ip.to_owned(),
+        outside,
+        inside,
+        protocol,
+    })
 }
 
 /// `published=8080,target=80,protocol=tcp` in the short form.
@@ -87,12 +120,10 @@ pub(super) fn exposed(text: &str) -> Result<Exposed, String> {
         return Err("a port that is exposed has no port of the host; see --publish".into());
     }
     let (ports, protocol) = protocol_of(text)?;
-    let (first, last) = range(ports)?;
-    Ok(Exposed(
-        (first..=last)
-            .map(|port| format!("{port}/{protocol}"))
-            .collect(),
-    ))
+    Ok(Exposed {
+        ports: range(ports)?,
+        protocol,
+    })
 }
 
 fn protocol_of(text: &str) -> Result<(&str, String), String> {

@@ -47,11 +47,8 @@ pub(super) fn options(given: &[String], cwd: &Path) -> Result<Options, RunArgsEr
 fn seccomp(file: &str, cwd: &Path) -> Result<String, RunArgsError> {
     const FLAG: &str = "--security-opt";
     let path = cwd.join(file);
-    let text = std::fs::read_to_string(&path).map_err(|source| RunArgsError::File {
-        flag: FLAG,
-        path,
-        source,
-    })?;
+    let text = super::file::read(FLAG, &path)?;
+    let text = String::from_utf8_lossy(&text);
     match serde_json::from_str::<serde::de::IgnoredAny>(&text) {
         Ok(_) => Ok(compact(&text)),
         Err(error) => Err(RunArgsError::bad(

@@ -32,14 +32,15 @@ pub(super) fn integer(text: &str) -> Result<i64, String> {
         true => rest.replace('_', ""),
         false => rest.to_owned(),
     };
+    let wrong = || "expected a whole number".to_owned();
+    if rest.starts_with(['+', '-']) {
+        return Err(wrong());
+    }
     let signed = match negative {
         true => format!("-{rest}"),
         false => rest,
     };
-    match signed.trim_start_matches('-').starts_with(['+', '-']) {
-        true => Err("expected a whole number".into()),
-        false => i64::from_str_radix(&signed, radix).map_err(|_| "expected a whole number".into()),
-    }
+    i64::from_str_radix(&signed, radix).map_err(|_| wrong())
 }
 
 /// A weight between 10 and 1000, or 0 for none.

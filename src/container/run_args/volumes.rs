@@ -17,9 +17,6 @@ pub(super) fn volume(text: &str) -> Result<Volume, String> {
         return Err("expected [SOURCE:]TARGET[:MODES]".into());
     }
     match parts.as_slice() {
-        [target] if !target.starts_with('/') => Err(format!(
-            "{target:?} is no absolute path; expected [SOURCE:]TARGET[:MODES]"
-        )),
         [_] => Ok(Volume {
             source: None,
             rest: text.to_owned(),
