@@ -320,6 +320,9 @@ async fn fill_and_follow(
         }
         _ => error,
     })?;
+    if let Some(pid) = container.pid().await {
+        run.script.started(pid);
+    }
     let leftovers = tokio::spawn(send_leftovers(
         run.session.clone(),
         run.settings.leftovers(),
