@@ -99,6 +99,18 @@ fn arguments_that_are_none() {
 }
 
 #[test]
+fn a_key_that_cannot_be_had_is_refused_before_the_task_is_taken() {
+    let world = World::new();
+    world.configure("agent.docker_args_allowed_port_range: [9000, 10000]");
+    let id = world.api.create("refused", script("print('never')\n"));
+    world
+        .execute(&id, &["--docker", "image"])
+        .exits(78)
+        .complains("docker_args_allowed_port_range");
+    assert_eq!(world.api.status(&id), "created");
+}
+
+#[test]
 fn a_port_that_is_taken() {
     if !engine() {
         return;

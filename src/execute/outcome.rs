@@ -207,12 +207,18 @@ impl Outcome {
             ),
             Outcome::Inside(report) => {
                 let message = report.message();
+                let unsaid = !report.came_to_the_task();
                 let stopped = report.status() == FinalStatus::Stopped;
+                let last_line = match () {
+                    () if unsaid => Some(format!("Process failed {message}")),
+                    () if stopped => Some(format!("Process stopped: {message}")),
+                    // The agent inside has said it.
+                    () => None,
+                };
                 return Verdict {
                     status: report.status(),
                     reason: mask.mask(&message),
-                    // The agent inside has said it, but for a stop.
-                    last_line: stopped.then(|| mask.mask(&format!("Process stopped: {message}"))),
+                    last_line: last_line.map(|line| mask.mask(&line)),
                     exit_code: report.exit_code,
                 };
             }

@@ -471,7 +471,7 @@ pub(super) fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
 /// has done its work, not how the script ended.
 fn hides_exit_code(settings: &Settings, outcome: &Outcome) -> bool {
     !settings.propagate_exit_code
-        && settings.monitoring == Monitoring::Full
+        && (settings.monitoring == Monitoring::Full || settings.container.is_some())
         && outcome.is_of_script()
 }
 
