@@ -35,7 +35,10 @@ fn a_task_runs_in_a_container() {
     let result = world.path("result.json");
     let mount = format!("{PYTHON_IMAGE} -v {}:/code.git:ro", bundle.display());
     world
-        .execute(&id, &["--docker", &mount, "--result", result.to_str().unwrap()])
+        .execute(
+            &id,
+            &["--docker", &mount, "--result", result.to_str().unwrap()],
+        )
         .exits(0)
         .prints("container True 1.16.0 ['--epochs', '3']")
         .prints("Process completed successfully");
@@ -60,7 +63,12 @@ fn a_task_runs_in_a_container() {
     let result: Value = serde_json::from_slice(&std::fs::read(result).unwrap()).unwrap();
     assert_eq!(result["reason"], "completed");
     assert_eq!(result["script"]["exit_code"], 0);
-    assert!(result["versions"]["python"].as_str().unwrap().starts_with("3.11"));
+    assert!(
+        result["versions"]["python"]
+            .as_str()
+            .unwrap()
+            .starts_with("3.11")
+    );
     assert_eq!(result["versions"]["commit"], commit.trim());
     assert!(result["times"]["script_started"].is_string(), "{result}");
     assert!(containers_of(&id).is_empty());
@@ -74,8 +82,18 @@ fn the_scripts_end_comes_out_unchanged() {
     let world = world();
     let killed = "import os, signal\nprint('last words', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n";
     for (text, code, status, reason) in [
-        ("raise SystemExit(7)\n", 7, "failed", "worker execution exit code 7"),
-        ("raise SystemExit(125)\n", 125, "failed", "worker execution exit code 125"),
+        (
+            "raise SystemExit(7)\n",
+            7,
+            "failed",
+            "worker execution exit code 7",
+        ),
+        (
+            "raise SystemExit(125)\n",
+            125,
+            "failed",
+            "worker execution exit code 125",
+        ),
         (killed, 137, "failed", "worker execution exit code -9"),
     ] {
         let id = world.api.create("ends", script(text));
@@ -105,7 +123,12 @@ fn what_fails_inside_has_its_own_reason() {
         world
             .execute(
                 &id,
-                &["--docker", PYTHON_IMAGE, "--result", result.to_str().unwrap()],
+                &[
+                    "--docker",
+                    PYTHON_IMAGE,
+                    "--result",
+                    result.to_str().unwrap(),
+                ],
             )
             .exits(code);
         assert_eq!(world.api.status(&id), "failed");
@@ -143,7 +166,8 @@ fn set_up_scripts_run_in_order_and_what_they_export_stays() {
         "set-up",
         script("import os\nprint('got', os.environ['FIRST'], os.environ['SECOND'])\n"),
     );
-    let setup = "# a comment\nexport SECOND=\"$FIRST-and-task\"\nif true; then\n  echo inside if\nfi\n";
+    let setup =
+        "# a comment\nexport SECOND=\"$FIRST-and-task\"\nif true; then\n  echo inside if\nfi\n";
     world.api.call(
         "tasks.edit",
         json!({"task": id, "force": true, "container": {"image": PYTHON_IMAGE, "arguments": "", "setup_shell_script": setup}}),
@@ -173,7 +197,9 @@ fn secrets_are_seen_by_the_containers_user_alone() {
     }
     let secret = "hunter2-of-git";
     let mut world = world_with("agent.git_user: someone");
-    world.env.insert("CLEARML_AGENT_GIT_PASS".into(), secret.into());
+    world
+        .env
+        .insert("CLEARML_AGENT_GIT_PASS".into(), secret.into());
     let gate = tempfile::tempdir().unwrap();
     let text = "\
 import os, stat, time
@@ -234,14 +260,21 @@ fn files_belong_to_the_user_who_is_asked_for() {
     ] {
         world.env.remove("CLEARML_AGENT_EXEC_USER");
         if let Some(user) = exec_user {
-            world.env.insert("CLEARML_AGENT_EXEC_USER".into(), user.into());
+            world
+                .env
+                .insert("CLEARML_AGENT_EXEC_USER".into(), user.into());
         }
         let id = world.api.create("owner", script(text));
         world
-            .execute(&id, &["--docker", &format!("{} {mount} {arguments}", image.0)])
+            .execute(
+                &id,
+                &["--docker", &format!("{} {mount} {arguments}", image.0)],
+            )
             .exits(0)
             .prints(says);
-        let owner = std::fs::metadata(out.path().join(uid.to_string())).unwrap().uid();
+        let owner = std::fs::metadata(out.path().join(uid.to_string()))
+            .unwrap()
+            .uid();
         assert_eq!(owner, uid);
     }
     let id = world.api.create("nobody", script(text));
@@ -275,9 +308,22 @@ for name in ['.ssh/id_ed25519', '.ssh/keys/other', '.git-credentials']:
         .execute(&id, &["--docker", PYTHON_IMAGE])
         .exits(0)
         .prints(".ssh/id_ed25519 0o600\n.ssh/keys/other 0o600\n.git-credentials 0o600\n");
-    let id = world.api.create("no keys", script(text));
     let mut world = world;
-    world.env.insert("CLEARML_AGENT_DISABLE_SSH_MOUNT".into(), "1".into());
+    let socket = world.path("agent.sock");
+    let _keys = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    world
+        .env
+        .insert("SSH_AUTH_SOCK".into(), socket.to_str().unwrap().into());
+    let asks = "import os, socket\nsocket.socket(socket.AF_UNIX).connect(os.environ['SSH_AUTH_SOCK'])\nprint('there')\n";
+    let id = world.api.create("key agent", script(asks));
+    world
+        .execute(&id, &["--docker", PYTHON_IMAGE])
+        .exits(0)
+        .prints("there");
+    let id = world.api.create("no keys", script(text));
+    world
+        .env
+        .insert("CLEARML_AGENT_DISABLE_SSH_MOUNT".into(), "1".into());
     world
         .execute(&id, &["--docker", PYTHON_IMAGE])
         .exits(0)
@@ -293,9 +339,15 @@ fn the_container_is_named_labelled_and_recorded() {
         "agent.docker_container_name_format: \"run-{task_id}-{kind}-{rand_string:.4}\"\n\
          agent.docker_container_name_format_fields: { kind: \"type\" }",
     );
-    world.env.insert("CLEARML_AGENT_EXTRA_DOCKER_LABELS".into(), "team=vision".into());
+    world.env.insert(
+        "CLEARML_AGENT_EXTRA_DOCKER_LABELS".into(),
+        "team=vision".into(),
+    );
     world.env.insert("CLEARML_WORKER_ID".into(), "lab:7".into());
-    let id = world.api.create("named", script("import time\nprint('ready', flush=True)\ntime.sleep(600)\n"));
+    let id = world.api.create(
+        "named",
+        script("import time\nprint('ready', flush=True)\ntime.sleep(600)\n"),
+    );
     let running = start(&world, &id, &[], "ready");
     let [container] = containers_of(&id).try_into().unwrap();
     let inspect: Value = serde_json::from_str(&docker(&["inspect", &container]).unwrap()).unwrap();
@@ -316,7 +368,9 @@ fn a_read_only_image_runs() {
         return;
     }
     let world = world();
-    let id = world.api.create("read-only", script("print('runs all the same')\n"));
+    let id = world
+        .api
+        .create("read-only", script("print('runs all the same')\n"));
     let image = format!("{PYTHON_IMAGE} --read-only --tmpfs /tmp");
     world
         .execute(&id, &["--docker", &image])

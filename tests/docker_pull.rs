@@ -10,8 +10,8 @@ mod docker;
 mod in_container;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -48,7 +48,10 @@ struct Served {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+    let hex: String = Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
     format!("sha256:{hex}")
 }
 
@@ -56,15 +59,24 @@ impl Registry {
     fn start(login: Option<&str>, stalls: bool) -> Registry {
         // One of its own for each registry: the engine keeps layers.
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let mark = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
+        let mark = format!(
+            "{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::SeqCst)
+        );
         let mut layer = tar::Builder::new(Vec::new());
         let busybox = ["/bin/busybox", "/usr/bin/busybox"];
-        let busybox = busybox.iter().find(|p| std::path::Path::new(p).exists()).unwrap();
+        let busybox = busybox
+            .iter()
+            .find(|p| std::path::Path::new(p).exists())
+            .unwrap();
         layer.append_path_with_name(busybox, "bin/sh").unwrap();
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o644);
         header.set_size(mark.len() as u64);
-        layer.append_data(&mut header, "mark", mark.as_bytes()).unwrap();
+        layer
+            .append_data(&mut header, "mark", mark.as_bytes())
+            .unwrap();
         let layer = layer.into_inner().unwrap();
         let config = json!({"architecture": "amd64", "os": "linux", "config": {"Env": ["PATH=/bin"]},
             "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]}, "history": [{"created_by": "test"}]})
@@ -112,7 +124,10 @@ fn allowed(served: &Served, headers: &HeaderMap) -> Result<(), Response> {
         return Ok(());
     };
     let expected = format!("Basic {}", BASE64_STANDARD.encode(login));
-    if headers.get(header::AUTHORIZATION).is_some_and(|given| *given == expected) {
+    if headers
+        .get(header::AUTHORIZATION)
+        .is_some_and(|given| *given == expected)
+    {
         return Ok(());
     }
     let body = json!({"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]});
@@ -205,7 +220,10 @@ fn an_image_is_pulled_once_and_again_where_that_is_wanted() {
         ended
     };
     run("--pull=never", 66).complains("--pull=never");
-    run("", 65).prints("Pulling image").prints("Pulled image").complains("glibc");
+    run("", 65)
+        .prints("Pulling image")
+        .prints("Pulled image")
+        .complains("glibc");
     let pulls = registry.served.pulls.load(Ordering::SeqCst);
     let again = run("", 65);
     assert!(!again.stdout.contains("Pulling image"), "{}", again.stdout);
@@ -227,7 +245,12 @@ fn a_registry_that_wants_a_login_is_given_the_one_that_docker_has() {
     let result = world.path("result.json");
     let run = |code| {
         let id = world.api.create("login", script("print(1)\n"));
-        let words = ["--docker", &registry.image(), "--result", result.to_str().unwrap()];
+        let words = [
+            "--docker",
+            &registry.image(),
+            "--result",
+            result.to_str().unwrap(),
+        ];
         world.execute(&id, &words).exits(code)
     };
     run(77)
@@ -260,7 +283,12 @@ fn what_is_not_there_is_not_found() {
         world.execute(&id, &words).exits(code);
         assert_eq!(reason_in(&result), reason, "{image}");
         assert_eq!(world.api.status(&id), "failed");
-        assert!(world.api.reason(&id).starts_with("failed running the container"));
+        assert!(
+            world
+                .api
+                .reason(&id)
+                .starts_with("failed running the container")
+        );
     }
 }
 

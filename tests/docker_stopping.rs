@@ -142,9 +142,10 @@ fn a_set_up_script_is_stopped_like_a_script() {
     let world = world();
     let id = world.api.create("set-up", script("print('never')\n"));
     let section = json!({"image": PYTHON_IMAGE, "arguments": "", "setup_shell_script": "echo setting up; sleep 600"});
-    world
-        .api
-        .call("tasks.edit", json!({"task": id, "force": true, "container": section}));
+    world.api.call(
+        "tasks.edit",
+        json!({"task": id, "force": true, "container": section}),
+    );
     let mut running = world.start_execute(&id, &["--docker"]);
     running.line_with("custom_setup_bash_script");
     running.line_with("Running the container's set-up script");
@@ -201,7 +202,10 @@ while True:
     let result = world.path("result.json");
     let image = format!("{PYTHON_IMAGE} --memory 256m --memory-swap 256m");
     world
-        .execute(&id, &["--docker", &image, "--result", result.to_str().unwrap()])
+        .execute(
+            &id,
+            &["--docker", &image, "--result", result.to_str().unwrap()],
+        )
         .exits(137);
     let reason = world.api.reason(&id);
     assert!(reason.contains("memory"), "{reason}");

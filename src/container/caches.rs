@@ -115,7 +115,9 @@ pub fn mount(
         None => cache.host.clone(),
     };
     let (folder, claim) = match cache.keyed {
-        Keyed::OneRun => claim(&folder).map(|(f, claim)| (f, Some(claim))).map_err(shown)?,
+        Keyed::OneRun => claim(&folder)
+            .map(|(f, claim)| (f, Some(claim)))
+            .map_err(shown)?,
         _ => (folder, None),
     };
     make_for(&folder, user, me).map_err(shown)?;
@@ -179,7 +181,12 @@ mod tests {
             (Keyed::Nothing, &root, 1000, None),
             (Keyed::User, &root, 0, None),
             (Keyed::User, &root, 1000, Some("container-user-0")),
-            (Keyed::Image, &root, 0, Some("image-0123456789abcdef-user-0")),
+            (
+                Keyed::Image,
+                &root,
+                0,
+                Some("image-0123456789abcdef-user-0"),
+            ),
             (Keyed::OneRun, &root, 0, Some("user-0")),
         ] {
             let name = sub_folder(keyed, image, user, me);
@@ -192,10 +199,20 @@ mod tests {
         for (inside, uid, home, expected) in [
             ("~/.ssh", 0, "/root", "/root/.ssh"),
             ("/root/.cache/pip", 0, "/root", "/root/.cache/pip"),
-            ("/root/.cache/pip", 1000, "/home/app", "/home/app/.cache/pip"),
+            (
+                "/root/.cache/pip",
+                1000,
+                "/home/app",
+                "/home/app/.cache/pip",
+            ),
             ("/root/.cache/pip", 5000, "/", "/.cache/pip"),
             ("/rooted/x", 1000, "/home/app", "/rooted/x"),
-            ("/clearml_agent_cache", 1000, "/home/app", "/clearml_agent_cache"),
+            (
+                "/clearml_agent_cache",
+                1000,
+                "/home/app",
+                "/clearml_agent_cache",
+            ),
         ] {
             assert_eq!(at_home(inside, &user(uid, home)), expected);
         }
@@ -208,7 +225,10 @@ mod tests {
             pod: "/root/.clearml".into(),
         };
         let folder = Path::new("/root/.clearml/vcs-cache");
-        assert_eq!(for_engine(folder, None).as_deref(), Some("/root/.clearml/vcs-cache"));
+        assert_eq!(
+            for_engine(folder, None).as_deref(),
+            Some("/root/.clearml/vcs-cache")
+        );
         assert_eq!(
             for_engine(folder, Some(&mount)).as_deref(),
             Some("/mnt/host/data/vcs-cache")

@@ -61,7 +61,12 @@ fn stored(config: &DockerConfig, server: &str) -> Option<DockerCredentials> {
         let same = |(key, _): &(&String, &serde_json::Value)| bare(key) == bare(server);
         auths.iter().find(same).map(|(_, entry)| entry)
     })?;
-    let text = |name: &str| entry[name].as_str().filter(|t| !t.is_empty()).map(str::to_owned);
+    let text = |name: &str| {
+        entry[name]
+            .as_str()
+            .filter(|t| !t.is_empty())
+            .map(str::to_owned)
+    };
     let pair = text("auth").and_then(|auth| {
         let plain = String::from_utf8(BASE64_STANDARD.decode(auth).ok()?).ok()?;
         let (user, password) = plain.trim_end_matches('\0').split_once(':')?;
@@ -184,7 +189,11 @@ mod tests {
         let mut mode = std::fs::metadata(&program).unwrap().permissions();
         std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o755);
         std::fs::set_permissions(&program, mode).unwrap();
-        let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+        let path = format!(
+            "{}:{}",
+            dir.path().display(),
+            std::env::var("PATH").unwrap()
+        );
         let env = Variables::from([("PATH".to_owned(), path)]);
         let config = DockerConfig::of(json!({
             "credsStore": "keeper",
@@ -192,14 +201,27 @@ mod tests {
             "auths": {"fallback.example.com": {"username": "f", "password": "pw"}},
         }));
         let user = |found: Option<DockerCredentials>| found.and_then(|f| f.username);
-        let known = for_registry(&config, "known.example.com", &env).await.unwrap();
+        let known = for_registry(&config, "known.example.com", &env)
+            .await
+            .unwrap();
         assert_eq!(user(known), Some("u".into()));
-        let token = for_registry(&config, "token.example.com", &env).await.unwrap().unwrap();
+        let token = for_registry(&config, "token.example.com", &env)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(token.identitytoken.as_deref(), Some("tok"));
-        let fallback = for_registry(&config, "fallback.example.com", &env).await.unwrap();
+        let fallback = for_registry(&config, "fallback.example.com", &env)
+            .await
+            .unwrap();
         assert_eq!(user(fallback), Some("f".into()));
-        assert_eq!(for_registry(&config, "none.example.com", &env).await, Ok(None));
-        for (registry, word) in [("broken.example.com", "locked"), ("other.example.com", "missing")] {
+        assert_eq!(
+            for_registry(&config, "none.example.com", &env).await,
+            Ok(None)
+        );
+        for (registry, word) in [
+            ("broken.example.com", "locked"),
+            ("other.example.com", "missing"),
+        ] {
             let error = for_registry(&config, registry, &env).await.unwrap_err();
             assert!(error.contains(word), "{error}");
         }

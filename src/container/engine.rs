@@ -134,10 +134,8 @@ fn host_of(host: &str, tls: Option<PathBuf>, named_by: &str) -> Result<Address, 
             }
         }
         Some(("ssh", _)) => {
-            return bad(
-                "engines are not reached over ssh; forward the socket \
-                 (ssh -L /tmp/docker.sock:/var/run/docker.sock HOST) and name that",
-            );
+            return bad("engines are not reached over ssh; forward the socket \
+                 (ssh -L /tmp/docker.sock:/var/run/docker.sock HOST) and name that");
         }
         _ => return bad("that is no address of an engine"),
     };
@@ -164,8 +162,8 @@ fn of_context(
     let meta = contexts.join("meta").join(&digest).join("meta.json");
     let text = std::fs::read_to_string(&meta)
         .map_err(|error| bad(format!("{}: {error}", meta.display())))?;
-    let json: Value = serde_json::from_str(&text)
-        .map_err(|error| bad(format!("{}: {error}", meta.display())))?;
+    let json: Value =
+        serde_json::from_str(&text).map_err(|error| bad(format!("{}: {error}", meta.display())))?;
     let host = json["Endpoints"]["docker"]["Host"]
         .as_str()
         .ok_or_else(|| bad(format!("{} names no host", meta.display())))?;
@@ -288,13 +286,24 @@ mod tests {
         for (env, expected) in [
             (vec![], "unix:///var/run/docker.sock"),
             (vec![("DOCKER_HOST", "")], "unix:///var/run/docker.sock"),
-            (vec![("DOCKER_HOST", "unix:///run/user/1000/podman/podman.sock")],
-             "unix:///run/user/1000/podman/podman.sock"),
+            (
+                vec![("DOCKER_HOST", "unix:///run/user/1000/podman/podman.sock")],
+                "unix:///run/user/1000/podman/podman.sock",
+            ),
             (vec![("DOCKER_HOST", "tcp://engine")], "tcp://engine:2375"),
             (vec![("DOCKER_HOST", "tcp://engine:99/")], "tcp://engine:99"),
-            (vec![("DOCKER_HOST", "tcp://engine"), ("DOCKER_TLS_VERIFY", "1"),
-                  ("DOCKER_CERT_PATH", "/certs")], "tcp://engine:2376"),
-            (vec![("DOCKER_CONTEXT", "default")], "unix:///var/run/docker.sock"),
+            (
+                vec![
+                    ("DOCKER_HOST", "tcp://engine"),
+                    ("DOCKER_TLS_VERIFY", "1"),
+                    ("DOCKER_CERT_PATH", "/certs"),
+                ],
+                "tcp://engine:2376",
+            ),
+            (
+                vec![("DOCKER_CONTEXT", "default")],
+                "unix:///var/run/docker.sock",
+            ),
         ] {
             let found = address(&vars(&env), &DockerConfig::of(Value::Null)).unwrap();
             assert_eq!(found.host.to_string(), expected, "{env:?}");
@@ -322,14 +331,20 @@ mod tests {
         // printf lab | sha256sum
         let folder = "a51146d38077ff992eba84cf1d5e9b249073503eb74868699016153b031a38f7";
         let meta = json!({"Name": "lab", "Endpoints": {"docker": {"Host": "tcp://lab:2376"}}});
-        write(&format!("contexts/meta/{folder}/meta.json"), &meta.to_string());
+        write(
+            &format!("contexts/meta/{folder}/meta.json"),
+            &meta.to_string(),
+        );
         write(&format!("contexts/tls/{folder}/docker/ca.pem"), "");
         let found = address(&env, &DockerConfig::read(&env)).unwrap();
         assert_eq!(
             found.host,
             Host::Tcp {
                 address: "lab:2376".into(),
-                tls: Some(home.path().join(format!(".docker/contexts/tls/{folder}/docker"))),
+                tls: Some(
+                    home.path()
+                        .join(format!(".docker/contexts/tls/{folder}/docker"))
+                ),
             }
         );
     }

@@ -31,6 +31,8 @@ pub enum Kind {
     ImageUnsuitable,
     /// The ClearML server does not answer.
     NoServer,
+    /// The kernel ended the container for want of memory.
+    OutOfMemory,
     /// Anything else that the engine said.
     Engine,
 }
@@ -54,7 +56,9 @@ pub enum ContainerError {
     NotAllowed { address: String },
     #[error("{0}")]
     BadAddress(String),
-    #[error("there is no image {image}: {cause}. Is the name right, and has this machine or a registry it?")]
+    #[error(
+        "there is no image {image}: {cause}. Is the name right, and has this machine or a registry it?"
+    )]
     NoSuchImage { image: String, cause: String },
     #[error("image {image} is not on this machine, and --pull=never forbids to pull it")]
     NotPulled { image: String },
@@ -68,7 +72,9 @@ pub enum ContainerError {
         whom: String,
         cause: String,
     },
-    #[error("image {image} cannot be pulled: {cause}. Is the registry reachable from the engine's machine?")]
+    #[error(
+        "image {image} cannot be pulled: {cause}. Is the registry reachable from the engine's machine?"
+    )]
     Registry { image: String, cause: String },
     #[error(transparent)]
     Arguments(#[from] RunArgsError),
@@ -87,6 +93,11 @@ pub enum ContainerError {
     NoGpu { cause: String },
     #[error("image {image} cannot run a task: {cause}")]
     ImageUnsuitable { image: String, cause: String },
+    #[error(
+        "the container ran out of memory, and the kernel ended it. Give it more (--memory in the container's \
+         arguments), or let the script use less"
+    )]
+    OutOfMemory,
     #[error("the container engine failed at {at}: {cause}")]
     Engine { at: &'static str, cause: String },
     #[error(transparent)]
@@ -117,6 +128,7 @@ impl ContainerError {
             ContainerError::DiskFull { .. } => Kind::DiskFull,
             ContainerError::NoGpu { .. } => Kind::NoGpu,
             ContainerError::ImageUnsuitable { .. } => Kind::ImageUnsuitable,
+            ContainerError::OutOfMemory => Kind::OutOfMemory,
             ContainerError::Engine { .. } | ContainerError::Stopped => Kind::Engine,
         }
     }
@@ -208,7 +220,11 @@ mod tests {
                 "Conflict. The container name \"/x\" is already in use by container \"y\"",
                 Kind::NameTaken,
             ),
-            (400, "Minimum memory limit allowed is 6MB", Kind::BadArguments),
+            (
+                400,
+                "Minimum memory limit allowed is 6MB",
+                Kind::BadArguments,
+            ),
             (500, "what nobody has seen", Kind::Engine),
         ] {
             let error = EngineError::DockerResponseServerError {

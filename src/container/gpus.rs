@@ -33,7 +33,9 @@ pub fn grant(asked: Asked<'_>) -> Granted {
         ..Granted::default()
     };
     // `.` for `:` is how MIG devices are written where a colon cannot be.
-    let devices = asked.devices.map(|devices| devices.trim().replace('.', ":"));
+    let devices = asked
+        .devices
+        .map(|devices| devices.trim().replace('.', ":"));
     let flag = |value: String, alone| Granted {
         words: vec!["--gpus".into(), value],
         visible: None,
@@ -86,7 +88,13 @@ mod tests {
             (Some("0,1"), false, true, words("\"device=0,1\""), None),
             (Some("0,1"), true, true, vec![], Some("0,1")),
             (Some("0.1"), false, true, words("\"device=0:1\""), None),
-            (Some("MIG-ab-cd"), false, true, words("\"device=MIG-ab-cd\""), None),
+            (
+                Some("MIG-ab-cd"),
+                false,
+                true,
+                words("\"device=MIG-ab-cd\""),
+                None,
+            ),
             (Some("none"), false, true, vec![], Some("none")),
             (Some("none"), true, true, vec![], Some("none")),
         ] {

@@ -84,7 +84,11 @@ impl Parcel<'_> {
             item(START, 0o644, Content::Text(START_SCRIPT.into())),
             item("private", 0o700, Content::Folder),
             item("private/clearml.conf", 0o600, Content::Text(self.config)),
-            item(LETTER, 0o600, Content::Text(serde_json::to_string(self.letter)?)),
+            item(
+                LETTER,
+                0o600,
+                Content::Text(serde_json::to_string(self.letter)?),
+            ),
             item("out", 0o700, Content::Folder),
             item("runs", 0o700, Content::Folder),
             item("journal", 0o700, Content::Folder),
@@ -94,7 +98,11 @@ impl Parcel<'_> {
             items.push(item("bin/uv", 0o755, Content::File(uv)));
         }
         if let Some(bundle) = self.certificates {
-            items.push(item("private/certificates.pem", 0o600, Content::File(bundle)));
+            items.push(item(
+                "private/certificates.pem",
+                0o600,
+                Content::File(bundle),
+            ));
         }
         Ok(items)
     }

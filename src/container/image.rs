@@ -117,7 +117,10 @@ async fn pull(
     let reference = Reference::parse(wanted.image);
     let known = credentials::for_registry(wanted.config, &reference.registry, wanted.env).await;
     let credentials = known.unwrap_or_else(|cause| {
-        console.say(format!("Note: no credentials for {}: {cause}", reference.registry));
+        console.say(format!(
+            "Note: no credentials for {}: {cause}",
+            reference.registry
+        ));
         None
     });
     let whom = match credentials.as_ref() {
@@ -151,7 +154,10 @@ async fn pull(
         "Pulled image {} in {:.1} s{}",
         wanted.image,
         begin.elapsed().as_secs_f64(),
-        progress.digest.map(|d| format!(" ({d})")).unwrap_or_default()
+        progress
+            .digest
+            .map(|d| format!(" ({d})"))
+            .unwrap_or_default()
     ));
     Ok(())
 }
@@ -163,7 +169,14 @@ fn failed(image: &str, reference: &Reference, whom: &str, error: &EngineError) -
     let image = image.to_owned();
     match () {
         () if has(&["no space left on device"]) => ContainerError::DiskFull { cause },
-        () if has(&["unauthorized", "authentication required", "no basic auth credentials", "forbidden", "denied"]) => {
+        () if has(&[
+            "unauthorized",
+            "authentication required",
+            "no basic auth credentials",
+            "forbidden",
+            "denied",
+        ]) =>
+        {
             ContainerError::PullDenied {
                 image,
                 registry: reference.registry.clone(),
@@ -171,12 +184,19 @@ fn failed(image: &str, reference: &Reference, whom: &str, error: &EngineError) -
                 cause,
             }
         }
-        () if has(&["manifest unknown", "not found", "no matching manifest", "invalid reference"]) => {
+        () if has(&[
+            "manifest unknown",
+            "not found",
+            "no matching manifest",
+            "invalid reference",
+        ]) =>
+        {
             ContainerError::NoSuchImage { image, cause }
         }
-        () if system_error(error).is_some() => {
-            ContainerError::Engine { at: "pulling the image", cause }
-        }
+        () if system_error(error).is_some() => ContainerError::Engine {
+            at: "pulling the image",
+            cause,
+        },
         () => ContainerError::Registry { image, cause },
     }
 }
@@ -223,10 +243,9 @@ impl Progress {
 impl std::fmt::Display for Progress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let done = self.layers.values().filter(|layer| layer.2).count();
-        let (come, total) = self
-            .layers
-            .values()
-            .fold((0, 0), |(come, total), layer| (come + layer.0, total + layer.1));
+        let (come, total) = self.layers.values().fold((0, 0), |(come, total), layer| {
+            (come + layer.0, total + layer.1)
+        });
         write!(
             f,
             "{done} of {} layers, {} of {} MB so far",
@@ -249,7 +268,12 @@ mod tests {
             ("python:3.12", "docker.io", "python", "3.12"),
             ("org/img:1", "docker.io", "org/img", "1"),
             ("localhost/img", "localhost", "localhost/img", "latest"),
-            ("127.0.0.1:5000/a/b", "127.0.0.1:5000", "127.0.0.1:5000/a/b", "latest"),
+            (
+                "127.0.0.1:5000/a/b",
+                "127.0.0.1:5000",
+                "127.0.0.1:5000/a/b",
+                "latest",
+            ),
             ("reg.io/a:2", "reg.io", "reg.io/a", "2"),
             ("reg.io/a@sha256:00", "reg.io", "reg.io/a@sha256:00", ""),
         ] {

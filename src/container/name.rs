@@ -30,8 +30,12 @@ pub fn filled(format: &str, fields: &BTreeMap<String, String>) -> Result<String,
             "" => value.as_str(),
             width => {
                 let width: Option<usize> = width.strip_prefix('.').and_then(|w| w.parse().ok());
-                let width = width.ok_or_else(|| format!("{format:?}: only {{name:.N}} can be cut"))?;
-                let end = value.char_indices().nth(width).map_or(value.len(), |(at, _)| at);
+                let width =
+                    width.ok_or_else(|| format!("{format:?}: only {{name:.N}} can be cut"))?;
+                let end = value
+                    .char_indices()
+                    .nth(width)
+                    .map_or(value.len(), |(at, _)| at);
                 &value[..end]
             }
         };
@@ -41,7 +45,9 @@ pub fn filled(format: &str, fields: &BTreeMap<String, String>) -> Result<String,
     name.push_str(rest);
     match is_name(&name) {
         true => Ok(name),
-        false => Err(format!("{format:?} gives {name:?}, which is no name of a container")),
+        false => Err(format!(
+            "{format:?} gives {name:?}, which is no name of a container"
+        )),
     }
 }
 
@@ -55,7 +61,10 @@ fn is_name(name: &str) -> bool {
 /// A value that may stand in a name.
 pub fn cleaned(value: &str) -> String {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    value.chars().map(|c| if allowed(c) { c } else { '-' }).collect()
+    value
+        .chars()
+        .map(|c| if allowed(c) { c } else { '-' })
+        .collect()
 }
 
 #[cfg(test)]
@@ -70,7 +79,10 @@ mod tests {
             ("bad".to_owned(), "a/b".to_owned()),
         ]);
         for (format, expected) in [
-            ("clearml-id-{task_id}-{rand_string:.8}", Some("clearml-id-0123456789-abcdefgh")),
+            (
+                "clearml-id-{task_id}-{rand_string:.8}",
+                Some("clearml-id-0123456789-abcdefgh"),
+            ),
             ("x{task_id:.99}", Some("x0123456789")),
             ("fixed", Some("fixed")),
             ("{other}", None),
@@ -81,7 +93,11 @@ mod tests {
             ("-{task_id}", None),
             ("{task_id:>3}", None),
         ] {
-            assert_eq!(filled(format, &fields).ok().as_deref(), expected, "{format}");
+            assert_eq!(
+                filled(format, &fields).ok().as_deref(),
+                expected,
+                "{format}"
+            );
         }
         assert_eq!(cleaned("host:1/x"), "host-1-x");
     }

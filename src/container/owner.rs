@@ -169,10 +169,39 @@ mod tests {
             (agent(), &lives as &dyn Fn(u32) -> Option<u64>, false),
             (agent(), &reused, true),
             (agent(), &gone, true),
-            (Agent { boot: "b0".into(), ..agent() }, &gone, true),
-            (Agent { machine: "node8".into(), ..agent() }, &gone, false),
-            (Agent { machine: "node8".into(), boot: "b0".into(), ..agent() }, &gone, false),
-            (Agent { namespace: "pid:[1]".into(), ..agent() }, &gone, false),
+            (
+                Agent {
+                    boot: "b0".into(),
+                    ..agent()
+                },
+                &gone,
+                true,
+            ),
+            (
+                Agent {
+                    machine: "node8".into(),
+                    ..agent()
+                },
+                &gone,
+                false,
+            ),
+            (
+                Agent {
+                    machine: "node8".into(),
+                    boot: "b0".into(),
+                    ..agent()
+                },
+                &gone,
+                false,
+            ),
+            (
+                Agent {
+                    namespace: "pid:[1]".into(),
+                    ..agent()
+                },
+                &gone,
+                false,
+            ),
             (Agent { user: 0, ..agent() }, &gone, false),
         ] {
             assert_eq!(is_dead(&other, &me, started), dead, "{other:?}");

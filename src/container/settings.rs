@@ -79,11 +79,7 @@ const PASSED_ON: [&str; 3] = [
 ];
 
 impl Settings {
-    pub fn read(
-        words: &[String],
-        config: &Config,
-        env: &Variables,
-    ) -> Result<Self, SettingsError> {
+    pub fn read(words: &[String], config: &Config, env: &Variables) -> Result<Self, SettingsError> {
         let set = |name: &str| env.get(name).map(|v| v.trim()).filter(|v| !v.is_empty());
         let flag = |name: &str| set(name).and_then(bool_of);
         let inside = |name: &str, usual: &str| {
@@ -171,19 +167,21 @@ impl Settings {
             keyed: Keyed::Nothing,
             tells: Some("sdk.storage.cache.default_base_dir"),
         }));
-        let host_mount = ["CLEARML_AGENT_K8S_HOST_MOUNT", "CLEARML_AGENT_DOCKER_HOST_MOUNT"]
-            .iter()
-            .find_map(|name| set(name)?.split_once(':'))
-            .map(|(node, pod)| HostMount {
-                node: node.to_owned(),
-                pod: pod.to_owned(),
-            });
+        let host_mount = [
+            "CLEARML_AGENT_K8S_HOST_MOUNT",
+            "CLEARML_AGENT_DOCKER_HOST_MOUNT",
+        ]
+        .iter()
+        .find_map(|name| set(name)?.split_once(':'))
+        .map(|(node, pod)| HostMount {
+            node: node.to_owned(),
+            pod: pod.to_owned(),
+        });
         let variables = PASSED_ON
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), env.get(*name)?.clone())))
             .collect();
-        let mut hidden_variables =
-            config.list("agent.hide_docker_command_env_vars.extra_keys")?;
+        let mut hidden_variables = config.list("agent.hide_docker_command_env_vars.extra_keys")?;
         hidden_variables.extend(
             set("CLEARML_AGENT_DOCKER_ARGS_HIDE_ENV")
                 .and_then(shlex::split)

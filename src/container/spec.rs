@@ -71,11 +71,14 @@ pub fn complete(mut asked: ContainerCreateBody, more: &Additions<'_>) -> Contain
     mounts.push(own_volume());
     let mut binds = Vec::new();
     for mount in more.mounts {
-        if !taken.iter().any(|point| *point == mount.target) {
+        if !taken.contains(&mount.target) {
             binds.push(format!("{}:{}", mount.source, mount.target));
         }
     }
-    if let Some(socket) = more.socket.filter(|s| !taken.iter().any(|point| point == s)) {
+    if let Some(socket) = more
+        .socket
+        .filter(|s| !taken.iter().any(|point| point == s))
+    {
         binds.push(format!("{socket}:{socket}"));
     }
     host.binds.get_or_insert_default().extend(binds);
@@ -103,8 +106,16 @@ fn mount_points(host: &HostConfig) -> Vec<String> {
         let source = parts.next()?;
         Some(parts.next().unwrap_or(source).to_owned())
     });
-    let of_mounts = host.mounts.iter().flatten().filter_map(|m| m.target.clone());
-    let of_tmpfs = host.tmpfs.iter().flatten().map(|(target, _)| target.clone());
+    let of_mounts = host
+        .mounts
+        .iter()
+        .flatten()
+        .filter_map(|m| m.target.clone());
+    let of_tmpfs = host
+        .tmpfs
+        .iter()
+        .flatten()
+        .map(|(target, _)| target.clone());
     of_binds
         .chain(of_mounts)
         .chain(of_tmpfs)
@@ -141,7 +152,11 @@ mod tests {
     #[test]
     fn the_arguments_are_completed() {
         let asked = ContainerCreateBody {
-            env: Some(vec!["CLEARML_TASK_ID=mine".into(), "A=1".into(), "B".into()]),
+            env: Some(vec![
+                "CLEARML_TASK_ID=mine".into(),
+                "A=1".into(),
+                "B".into(),
+            ]),
             tty: Some(true),
             user: Some("1000:1000".into()),
             host_config: Some(HostConfig {
@@ -170,7 +185,13 @@ mod tests {
         );
         assert_eq!(
             made.env.unwrap(),
-            ["A=1", "B", "CLEARML_TASK_ID=t1", "CLEARML_WORKER_ID=w", "C=3"]
+            [
+                "A=1",
+                "B",
+                "CLEARML_TASK_ID=t1",
+                "CLEARML_WORKER_ID=w",
+                "C=3"
+            ]
         );
         assert_eq!(made.user.as_deref(), Some("1000:1000"));
         assert_eq!((made.tty, made.stdin_once), (Some(false), Some(true)));
@@ -188,6 +209,9 @@ mod tests {
                 "/run/agent.sock:/run/agent.sock"
             ]
         );
-        assert_eq!(host.mounts.unwrap()[0].target.as_deref(), Some(handover::FOLDER));
+        assert_eq!(
+            host.mounts.unwrap()[0].target.as_deref(),
+            Some(handover::FOLDER)
+        );
     }
 }

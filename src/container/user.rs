@@ -71,9 +71,16 @@ mod tests {
         ] {
             let home = home.to_owned();
             let expected = User { uid, gid, home };
-            assert_eq!(User::resolve(wanted, passwd, group), Ok(expected), "{wanted}");
+            assert_eq!(
+                User::resolve(wanted, passwd, group),
+                Ok(expected),
+                "{wanted}"
+            );
         }
-        assert_eq!(User::resolve("", "", "").map(|u| u.home), Ok("/root".into()));
+        assert_eq!(
+            User::resolve("", "", "").map(|u| u.home),
+            Ok("/root".into())
+        );
         for (wanted, unknown) in [("nobody", "user nobody"), ("app:none", "group none")] {
             assert_eq!(User::resolve(wanted, passwd, group), Err(unknown.into()));
         }

@@ -155,10 +155,12 @@ async fn queue_name(session: &Session, document: &Value) -> Result<Option<String
 
 /// A field of the task's document, by its dotted path; numbers are places in lists.
 fn text_at(document: &Value, path: &str) -> Option<String> {
-    let found = path.split('.').try_fold(document, |value, step| match value {
-        Value::Array(items) => items.get(step.parse::<usize>().ok()?),
-        other => other.get(step),
-    })?;
+    let found = path
+        .split('.')
+        .try_fold(document, |value, step| match value {
+            Value::Array(items) => items.get(step.parse::<usize>().ok()?),
+            other => other.get(step),
+        })?;
     match found {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),

@@ -126,7 +126,7 @@ async fn stop(
 }
 
 /// Sends what earlier runs on this machine left in the journals' folder.
-async fn send_leftovers(session: Arc<Session>, of: Option<(PathBuf, String)>) {
+pub(super) async fn send_leftovers(session: Arc<Session>, of: Option<(PathBuf, String)>) {
     let Some((dir, machine)) = of else {
         return;
     };

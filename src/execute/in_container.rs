@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::container_plan::{self, Plan};
+use super::follow::send_leftovers;
 use super::inside;
 use super::outcome::{Outcome, Stage, StopCause};
 use super::report::Report;
@@ -130,9 +131,8 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
     };
     let outcome = fill_and_follow(run, &container, &plan, place).await;
     if let Err(cause) = container.remove().await {
-        run.console.say(format!(
-            "Note: the container could not be removed: {cause}"
-        ));
+        run.console
+            .say(format!("Note: the container could not be removed: {cause}"));
     }
     outcome
 }
@@ -222,7 +222,8 @@ fn mount_caches(
     let mounted = settings.caches.iter().filter_map(|cache| {
         caches::mount(cache, image, user, settings.host_mount.as_ref())
             .inspect_err(|cause| {
-                run.console.say(format!("Note: a cache is not mounted: {cause}"));
+                run.console
+                    .say(format!("Note: a cache is not mounted: {cause}"));
             })
             .ok()
     });
@@ -289,13 +290,21 @@ async fn fill_and_follow(
     let engine = container.engine();
     let home = home_files(run, place.settings, place.user);
     let items = parcel(run, place)?;
-    archive::put(engine, container.id(), handover::FOLDER, items).await?;
-    if !home.is_empty()
-        && let Err(error) = archive::put(engine, container.id(), "/", home).await
-    {
-        run.console.say(format!(
-            "Note: ssh keys and git credentials are not in the container: {error}"
-        ));
+    let filling = async {
+        archive::put(engine, container.id(), handover::FOLDER, items).await?;
+        if !home.is_empty()
+            && let Err(error) = archive::put(engine, container.id(), "/", home).await
+        {
+            run.console.say(format!(
+                "Note: ssh keys and git credentials are not in the container: {error}"
+            ));
+        }
+        Ok::<(), ContainerError>(())
+    };
+    // To an engine far away it takes its time.
+    tokio::select! {
+        filled = filling => filled?,
+        _ = run.stop.requested() => return Err(ContainerError::Stopped),
     }
     let attached = container.attach().await?;
     go_on(run)?;
@@ -311,7 +320,14 @@ async fn fill_and_follow(
         }
         _ => error,
     })?;
-    let (ended, stopped) = follow(run, container, attached).await?;
+    let leftovers = tokio::spawn(send_leftovers(
+        run.session.clone(),
+        run.settings.leftovers(),
+    ));
+    let followed = follow(run, container, attached).await;
+    // What is not sent by now, the next run sends.
+    leftovers.abort();
+    let (ended, stopped) = followed?;
     if let Some(cause) = stopped {
         return Ok(Outcome::Stopped(cause));
     }
@@ -508,19 +524,14 @@ async fn outcome(
             cause: handover::why_unsuitable(&String::from_utf8_lossy(&said)),
         });
     }
-    Ok(match (ended.out_of_memory, ended.exit_code) {
-        (true, _) => Outcome::Failed {
-            stage: Stage::Agent,
-            cause: "the container ran out of memory: the kernel killed it. Give it more with \
-                    --memory in the container's arguments"
-                .into(),
-        },
-        (false, code) => Outcome::Failed {
-            stage: Stage::Agent,
-            cause: format!(
-                "the container was ended from outside (exit code {code}): nobody could say how the \
-                 script ended"
-            ),
-        },
+    if ended.out_of_memory {
+        return Err(ContainerError::OutOfMemory);
+    }
+    Ok(Outcome::Failed {
+        stage: Stage::Agent,
+        cause: format!(
+            "the container was ended from outside (exit code {}): nobody could say how the script ended",
+            ended.exit_code
+        ),
     })
 }

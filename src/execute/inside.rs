@@ -80,7 +80,15 @@ pub(super) async fn attempt(
         setup_to_server: false,
         mask: mask.clone(),
     })?;
-    let set_up = set_up(&letter.setup_script, &env, folder, &journal, &stop, &settings).await;
+    let set_up = set_up(
+        &letter.setup_script,
+        &env,
+        folder,
+        &journal,
+        &stop,
+        &settings,
+    )
+    .await;
     let ended = match set_up {
         Ok(changed) => {
             if let Some(changed) = changed {
@@ -202,7 +210,9 @@ async fn set_up(
         .into_iter()
         .find(|shell| Path::new(shell).exists())
         .unwrap_or("/bin/sh");
-    journal.console().say("Running the container's set-up script");
+    journal
+        .console()
+        .say("Running the container's set-up script");
     let command = process::Command {
         program: shell.into(),
         args: vec![file.to_string_lossy().into_owned()],

@@ -251,6 +251,7 @@ impl Stage {
                 | Kind::Engine => exit::ENGINE,
                 Kind::EngineNotAllowed | Kind::PullDenied => exit::NOT_ALLOWED,
                 Kind::NoSuchImage => exit::NOT_FOUND,
+                Kind::OutOfMemory => for_signal(signal::KILL),
                 Kind::RegistryUnreachable | Kind::NoServer => exit::NO_SERVER,
                 Kind::BadArguments | Kind::ImageUnsuitable => exit::TASK,
             },

@@ -96,6 +96,7 @@ impl From<&Outcome> for Reason {
                     Kind::NoGpu => Reason::NoGpu,
                     Kind::ImageUnsuitable => Reason::ImageUnsuitable,
                     Kind::NoServer => Reason::NoServer,
+                    Kind::OutOfMemory => Reason::Died("oom_killed"),
                     Kind::Engine => Reason::EngineFailed,
                 },
             },

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::claim::{self, Claimed};
 use super::follow::follow;
-use super::{in_container, inside};
 use super::job_env::Variables;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause, Verdict};
@@ -17,6 +16,7 @@ use super::settings::{self, Monitoring, Settings};
 use super::stop::Stop;
 use super::timeline::{Phase, Timeline};
 use super::watch::watch;
+use super::{in_container, inside};
 use crate::api::tasks::{self, StatusNote, StatusWrite};
 use crate::api::{Session, workers};
 use crate::cli::{ExecuteArgs, GlobalArgs};
@@ -98,9 +98,7 @@ pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask
     };
     let ended = match &args.inside {
         None => attempt(&args, &global, env, mask, timeline.clone()).await,
-        Some(folder) => {
-            inside::attempt(&args, &global, env, mask, timeline.clone(), folder).await
-        }
+        Some(folder) => inside::attempt(&args, &global, env, mask, timeline.clone(), folder).await,
     };
     timeline.mark(Phase::Finished);
     let exit_code = match &ended {

@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use serde::ser::SerializeMap as _;
+use serde::{Deserialize, Serialize};
 
 /// What a run comes to, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -3,8 +3,8 @@
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::docker::{self, docker};
 use crate::common::{Running, World, shared_cache};
+use crate::docker::{self, docker};
 
 /// Debian with Python 3, nothing else. Made once per machine, by debootstrap, and kept.
 pub const PYTHON_IMAGE: &str = "clearml-agent-test/debian-python:bookworm";
@@ -94,7 +94,11 @@ pub fn world_with(more: &str) -> World {
         cache.join("docker-uv").to_str().unwrap()
     ));
     // The machine's own GPUs and keys are none of the tests' business.
-    for name in ["NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "SSH_AUTH_SOCK"] {
+    for name in [
+        "NVIDIA_VISIBLE_DEVICES",
+        "CUDA_VISIBLE_DEVICES",
+        "SSH_AUTH_SOCK",
+    ] {
         world.env.insert(name.into(), String::new());
     }
     world
@@ -102,12 +106,21 @@ pub fn world_with(more: &str) -> World {
 
 /// The containers that run `task`, running or not.
 pub fn containers_of(task: &str) -> Vec<String> {
-    let ids = docker(&["ps", "--all", "--quiet", "--no-trunc", "--filter", "label=clearml-worker-id"]);
+    let ids = docker(&[
+        "ps",
+        "--all",
+        "--quiet",
+        "--no-trunc",
+        "--filter",
+        "label=clearml-worker-id",
+    ]);
     let ids = ids.unwrap();
     let of_task = |id: &&str| {
         let format = "{{range .Config.Env}}{{println .}}{{end}}";
-        docker(&["inspect", "--format", format, id])
-            .is_ok_and(|env| env.lines().any(|line| line == format!("CLEARML_TASK_ID={task}")))
+        docker(&["inspect", "--format", format, id]).is_ok_and(|env| {
+            env.lines()
+                .any(|line| line == format!("CLEARML_TASK_ID={task}"))
+        })
     };
     ids.lines().filter(of_task).map(str::to_owned).collect()
 }
