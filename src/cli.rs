@@ -93,7 +93,7 @@ pub struct ExecuteArgs {
     pub require_queue: bool,
 
     /// Run inside a Docker container: IMAGE and its `docker run` arguments, as one quoted string
-    /// or as separate words
+    /// or as separate words; alone, the image of the task or of `agent.default_docker`
     #[arg(
         long,
         value_name = "IMAGE ARGS",

@@ -45,7 +45,7 @@ fn an_engine_that_is_not_there() {
         ("ssh://somewhere", "ssh -L"),
     ] {
         world.env.insert("DOCKER_HOST".into(), host.into());
-        refused(&world, PYTHON_IMAGE, 71, "no_engine").complains(word);
+        refused(&world, PYTHON_IMAGE, 74, "no_engine").complains(word);
     }
 }
 
@@ -99,6 +99,18 @@ fn arguments_that_are_none() {
 }
 
 #[test]
+fn a_key_that_cannot_be_had_is_refused_before_the_task_is_taken() {
+    let world = World::new();
+    world.configure("agent.docker_args_allowed_port_range: [9000, 10000]");
+    let id = world.api.create("refused", script("print('never')\n"));
+    world
+        .execute(&id, &["--docker", "image"])
+        .exits(78)
+        .complains("docker_args_allowed_port_range");
+    assert_eq!(world.api.status(&id), "created");
+}
+
+#[test]
 fn a_port_that_is_taken() {
     if !engine() {
         return;
@@ -108,7 +120,7 @@ fn a_port_that_is_taken() {
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let image = format!("{PYTHON_IMAGE} -p {port}:80");
-    refused(&world, &image, 71, "port_taken").complains(&port.to_string());
+    refused(&world, &image, 74, "port_taken").complains(&port.to_string());
 }
 
 #[test]
@@ -127,9 +139,11 @@ fn a_name_that_is_taken() {
         id: id.trim().to_owned(),
     };
     let image = format!("{PYTHON_IMAGE} --name {name}");
-    refused(&world, &image, 71, "container_name_taken").complains(&name);
+    refused(&world, &image, 74, "container_name_taken").complains(&name);
     // It is somebody else's and stays.
-    assert_eq!(other.inspect()["Name"], format!("/{name}"));
+    let format = "{{.Name}}";
+    let still = docker(&["inspect", "--format", format, &other.id]).unwrap();
+    assert_eq!(still.trim(), format!("/{name}"));
 }
 
 #[test]

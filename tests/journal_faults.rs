@@ -39,6 +39,7 @@ fn started(options: Options, server: &LogServer, task: &str) -> Journal {
         session: server.session.clone(),
         task: task.into(),
         worker: WORKER.into(),
+        mark: String::new(),
     });
     journal.job_started();
     journal

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::error::{ApiError, subcode};
 use super::retry::Patience;
 use super::session::Session;
-use crate::task::{Requirements, Status, Task};
+use crate::task::{Requirements, Status, Task, null_as_default};
 
 /// `status_reason` and `status_message` of a status change; each change replaces both.
 #[derive(Debug, Clone, Copy)]
@@ -245,6 +245,35 @@ pub async fn set_requirements(
         .call::<Value>("tasks.set_requirements", &request, Patience::Passing)
         .await
         .map(drop)
+}
+
+/// What a running script changes in its task.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    #[serde(deserialize_with = "null_as_default")]
+    pub status_reason: String,
+    /// Of what was reported; the machine's figures do not count.
+    #[serde(deserialize_with = "null_as_default")]
+    pub last_iteration: i64,
+    #[serde(deserialize_with = "null_as_default")]
+    pub runtime: serde_json::Map<String, Value>,
+}
+
+/// How far the task's script is. `Ok(None)`: the task was deleted.
+pub async fn progress(session: &Session, id: &str) -> Result<Option<Progress>, ApiError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        #[serde(default)]
+        tasks: Vec<Progress>,
+    }
+    let request = json!({
+        "id": [id], "only_fields": ["status_reason", "last_iteration", "runtime"], "search_hidden": true,
+    });
+    let answer: Answer = session
+        .call("tasks.get_all", &request, Patience::Passing)
+        .await?;
+    Ok(answer.tasks.into_iter().next())
 }
 
 /// The task's `runtime`; empty where the task is gone.

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use super::settings::HostMount;
 use super::user::User;
@@ -41,8 +42,13 @@ pub struct Mounted {
     pub source: String,
     pub target: String,
     pub tells: Option<&'static str>,
+    /// Locked, so that nobody tidies it up meanwhile.
     _claim: Option<File>,
 }
+
+/// A folder that was not used for so long goes: its image is not used any more, most likely.
+const KEPT: Duration = Duration::from_secs(60 * 24 * 3600);
+const OF_IMAGE: &str = "image-";
 
 impl Mounted {
     #[cfg(test)]
@@ -66,7 +72,7 @@ fn sub_folder(keyed: Keyed, image: &str, user: &User, me: u64) -> Option<String>
         Keyed::Nothing => None,
         Keyed::User => (user.uid != me).then(|| format!("container-user-{}", user.uid)),
         Keyed::Image => Some(format!(
-            "image-{}-user-{}",
+            "{OF_IMAGE}{}-user-{}",
             digest.get(..16).unwrap_or(digest),
             user.uid
         )),
@@ -121,6 +127,10 @@ pub fn mount(
         _ => (folder, None),
     };
     make_for(&folder, user, me).map_err(shown)?;
+    let claim = match cache.keyed {
+        Keyed::Image => in_use(&folder),
+        _ => claim,
+    };
     let source = for_engine(&folder, host_mount)
         .ok_or_else(|| format!("{}: the engine cannot see that folder", folder.display()))?;
     Ok(Mounted {
@@ -129,6 +139,40 @@ pub fn mount(
         tells: cache.tells,
         _claim: claim,
     })
+}
+
+/// The folder with a lock that is shared by all that use it; `None` where there are no locks.
+fn in_use(folder: &Path) -> Option<File> {
+    let held = File::open(folder).ok()?;
+    held.lock_shared().ok()?;
+    // Somebody else's folder is as young as it is.
+    let _ = held.set_modified(SystemTime::now());
+    Some(held)
+}
+
+/// Removes what `cache` holds for images that were not used for long, as far as this user may. `visit` is
+/// called for each of the folders that stay.
+pub fn tidy(cache: &Cache, visit: &dyn Fn(&Path)) {
+    if cache.keyed != Keyed::Image {
+        return;
+    }
+    for entry in fs::read_dir(&cache.host).into_iter().flatten().flatten() {
+        let folder = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with(OF_IMAGE) {
+            continue;
+        }
+        let is_old = entry
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .is_ok_and(|used| used.elapsed().is_ok_and(|age| age > KEPT));
+        let lock = File::open(&folder).ok();
+        let lock = lock.filter(|folder| is_old && folder.try_lock().is_ok());
+        if lock.is_none() {
+            visit(&folder);
+        } else if let Err(error) = fs::remove_dir_all(&folder) {
+            tracing::debug!(%error, folder = %folder.display(), "an old cache stays");
+        }
+    }
 }
 
 /// The first folder below `parent` that no other run has.
@@ -235,6 +279,39 @@ mod tests {
         );
         assert_eq!(for_engine(Path::new("/elsewhere"), Some(&mount)), None);
         assert_eq!(for_engine(Path::new("/with:colon"), None), None);
+    }
+
+    #[test]
+    fn what_no_image_uses_any_more_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let folders = [
+            "image-a-user-0",
+            "image-b-user-0",
+            "image-c-user-0",
+            "other",
+        ];
+        let [old, used, young, other] = folders.map(|name| {
+            let folder = dir.path().join(name);
+            fs::create_dir_all(folder.join("uv")).unwrap();
+            folder
+        });
+        let held = in_use(&used).unwrap();
+        for folder in [&old, &used, &other] {
+            let long_ago = SystemTime::now() - 2 * KEPT;
+            File::open(folder).unwrap().set_modified(long_ago).unwrap();
+        }
+        let cache = Cache {
+            host: dir.path().to_owned(),
+            inside: "/x".into(),
+            keyed: Keyed::Image,
+            tells: None,
+        };
+        let visited = std::cell::Cell::new(0);
+        tidy(&cache, &|_| visited.set(visited.get() + 1));
+        assert!(!old.exists());
+        assert!(used.exists() && young.exists() && other.exists());
+        assert_eq!(visited.get(), 2);
+        drop(held);
     }
 
     #[test]

@@ -21,10 +21,13 @@ pub const UNSUITABLE: &str = "/.clearml-agent/out/unsuitable";
 pub const CONFIG: &str = "/.clearml-agent/private/clearml.conf";
 /// The certificates that the host trusts for the API server, where it names a bundle of its own.
 pub const CERTIFICATES: &str = "/.clearml-agent/private/certificates.pem";
-/// Where runs, the journal and uv's cache are, unless the configuration says otherwise.
-pub const RUNS: &str = "/.clearml-agent/runs";
+/// What uv keeps, and beside it the run, so that uv can link the one into the other: a folder of the
+/// host's where the engine has it, else of the volume.
+pub const CACHE: &str = "/.clearml-agent/cache";
+pub const RUNS: &str = "/.clearml-agent/cache/runs";
+pub const UV_CACHE: &str = "/.clearml-agent/cache/uv";
+pub const VENVS_CACHE: &str = "/.clearml-agent/cache/venvs";
 pub const JOURNAL: &str = "/.clearml-agent/journal";
-pub const UV_CACHE: &str = "/.clearml-agent/uv-cache";
 
 const START: &str = "start";
 const LETTER: &str = "private/handover.json";
@@ -34,6 +37,12 @@ const START_SCRIPT: &str = r#"agent=/.clearml-agent/bin/clearml-agent
 if ! said=$("$agent" --version 2>&1); then
     printf '%s\n' "$said" >/.clearml-agent/out/unsuitable
     exit 125
+fi
+# A mounted folder may not be writable in here: a network share gives root no rights.
+cache=/.clearml-agent/cache
+if ! mkdir -p "$cache/runs" "$cache/uv" 2>/dev/null || ! [ -w "$cache/runs" ] || ! [ -w "$cache/uv" ]; then
+    export CLEARML_AGENT__AGENT__VENVS_DIR=/.clearml-agent/runs UV_CACHE_DIR=/.clearml-agent/uv-cache \
+        CLEARML_AGENT__AGENT__VENVS_CACHE__PATH=/.clearml-agent/venvs
 fi
 exec "$agent" "$@"
 "#;
@@ -65,6 +74,8 @@ pub struct Parcel<'a> {
     pub config: String,
     pub certificates: Option<PathBuf>,
     pub letter: &'a Handover,
+    /// [`CACHE`] is there already.
+    pub cache_is_mounted: bool,
     pub user: &'a User,
 }
 
@@ -94,6 +105,9 @@ impl Parcel<'_> {
             item("journal", 0o700, Content::Folder),
             item("uv-cache", 0o700, Content::Folder),
         ];
+        if !self.cache_is_mounted {
+            items.push(item("cache", 0o700, Content::Folder));
+        }
         if let Some(uv) = self.uv {
             items.push(item("bin/uv", 0o755, Content::File(uv)));
         }

@@ -128,6 +128,19 @@ impl Container {
         started.map_err(|error| ContainerError::from_engine("starting the container", &error))
     }
 
+    /// Its first process, as this machine knows it; `None` where it cannot be seen from here.
+    pub async fn pid(&self) -> Option<u32> {
+        if !self.engine.is_local() {
+            return None;
+        }
+        let inspected = self.engine.docker().inspect_container(&self.id, None).await;
+        let pid = u32::try_from(inspected.ok()?.state?.pid?).ok()?;
+        // This agent may be in a process namespace of its own, where the number means another one.
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let is_ours = words.split(|b| *b == 0).any(|word| word == b"--inside");
+        is_ours.then_some(pid)
+    }
+
     /// Waits for its end, as long as it takes.
     pub async fn wait(&self) -> Result<(), ContainerError> {
         let options = WaitContainerOptions {

@@ -38,6 +38,8 @@ pub struct Settings {
     pub host_mount: Option<HostMount>,
     /// Where the run is built (`agent.docker_internal_mounts.venv_build`).
     pub runs: String,
+    /// Environments are kept in the container's own cache folder.
+    pub caches_environments: bool,
     /// Packages of the image are the task's, too.
     pub system_site_packages: bool,
     /// Variables that the inner agent is given besides.
@@ -131,8 +133,8 @@ impl Settings {
             None,
         );
         cache(
-            "agent.docker_uv_cache",
-            handover::UV_CACHE.to_owned(),
+            "agent.docker_cache",
+            handover::CACHE.to_owned(),
             Keyed::Image,
             None,
         );
@@ -152,12 +154,13 @@ impl Settings {
                 Some("agent.vcs_cache.path"),
             );
         }
-        cache(
-            "agent.venvs_cache.path",
-            inside("venvs_cache", "/root/.clearml/venvs-cache"),
-            Keyed::Image,
-            Some("agent.venvs_cache.path"),
-        );
+        // Beside the runs, so that they can have links; where it was put elsewhere, it is mounted there.
+        const VENVS: &str = "agent.venvs_cache.path";
+        let elsewhere = config.text("agent.docker_internal_mounts.venvs_cache");
+        let caches_environments = elsewhere.is_none() && config.path(VENVS).is_some();
+        if let Some(inside) = elsewhere {
+            cache(VENVS, inside, Keyed::Image, Some(VENVS));
+        }
         let sdk = config
             .path("sdk.storage.cache.default_base_dir")
             .or_else(|| config.in_home(".clearml/cache"));
@@ -181,6 +184,14 @@ impl Settings {
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), env.get(*name)?.clone())))
             .collect();
+        const PORTS: &str = "agent.docker_args_allowed_port_range";
+        if config.value(PORTS).is_some_and(|range| !range.is_null()) {
+            return Err(SettingsError::Choice(ChoiceError::Setting {
+                key: PORTS.to_owned(),
+                why: "ports are not moved to a range; take the key out, and `-p` gives the ports it names"
+                    .to_owned(),
+            }));
+        }
         let mut hidden_variables = config.list("agent.hide_docker_command_env_vars.extra_keys")?;
         hidden_variables.extend(
             set("CLEARML_AGENT_DOCKER_ARGS_HIDE_ENV")
@@ -214,6 +225,7 @@ impl Settings {
                 .map(str::to_owned),
             caches,
             host_mount,
+            caches_environments,
             runs: inside("venv_build", handover::RUNS),
             system_site_packages: flag("CLEARML_AGENT_FORCE_SYSTEM_SITE_PACKAGES").unwrap_or(true),
             variables,

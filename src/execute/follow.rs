@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::abort_callback;
 use super::outcome::{Outcome, Stage, StopCause};
-use super::prepare::Prepared;
+use super::prepare::{Prepared, WriteBack};
 use super::run::Run;
 use super::run_dir;
 use super::timeline::Phase;
@@ -43,6 +43,7 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Us
         }
     };
     run.timeline.mark(Phase::ScriptStarted);
+    run.script.started(job.pid());
     let runs_dir = run.settings.runs_dir.clone();
     tokio::task::spawn_blocking(move || run_dir::remove_leftovers(&runs_dir));
     let leftovers = tokio::spawn(send_leftovers(
@@ -50,8 +51,17 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Us
         run.settings.leftovers(),
     ));
     // Beside the script: it does not wait for these calls, the status does.
-    let written = tokio::spawn(write_back.send(run.session.clone(), run.task.id.clone()));
-    let registered = abort_callback::register(run);
+    let written = match run.settings.rank {
+        0 => write_back,
+        // The first rank's to write, as the registration below.
+        _ => WriteBack::default(),
+    };
+    let written = tokio::spawn(written.send(run.session.clone(), run.task.id.clone()));
+    let registered = async {
+        if run.settings.rank == 0 {
+            abort_callback::register(run).await;
+        }
+    };
 
     let ending = async {
         let ended = tokio::select! {
@@ -61,6 +71,7 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Us
             }
         };
         run.timeline.mark(Phase::ScriptEnded);
+        run.script.ended();
         ended
     };
     let (read, (ended, stopped), ()) =

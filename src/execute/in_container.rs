@@ -12,6 +12,7 @@ use super::inside;
 use super::outcome::{Outcome, Stage, StopCause};
 use super::report::Report;
 use super::run::Run;
+use super::run_dir;
 use super::timeline::Phase;
 use crate::api::Trust;
 use crate::container::archive::{self, Item};
@@ -261,11 +262,7 @@ fn complete(
         image: &plan.image,
         words: inside::words(run),
         variables,
-        defaults: vec![
-            ("UV_CACHE_DIR", handover::UV_CACHE),
-            // The cache is another file system than the run.
-            ("UV_LINK_MODE", "copy"),
-        ],
+        defaults: vec![("UV_CACHE_DIR", handover::UV_CACHE)],
         labels: spec::labels(worker, me.map(Agent::label).as_deref(), &settings.labels),
         user: settings.user.as_deref(),
         mounts,
@@ -290,7 +287,8 @@ async fn fill_and_follow(
     place: Place<'_>,
 ) -> Result<Outcome, ContainerError> {
     let engine = container.engine();
-    let home = home_files(run, place.settings, place.user);
+    let settings = place.settings;
+    let home = home_files(run, settings, place.user);
     let items = parcel(run, place)?;
     let filling = async {
         archive::put(engine, container.id(), handover::FOLDER, items).await?;
@@ -322,6 +320,18 @@ async fn fill_and_follow(
         }
         _ => error,
     })?;
+    if let Some(pid) = container.pid().await {
+        run.script.started(pid);
+    }
+    let caches = settings.caches.clone();
+    tokio::task::spawn_blocking(move || {
+        for cache in &caches {
+            // Runs that were killed may have left theirs beside what uv keeps.
+            caches::tidy(cache, &|folder| {
+                run_dir::remove_leftovers(&folder.join("runs"));
+            });
+        }
+    });
     let leftovers = tokio::spawn(send_leftovers(
         run.session.clone(),
         run.settings.leftovers(),
@@ -354,6 +364,10 @@ fn parcel(run: &Run, place: Place<'_>) -> Result<Vec<Item>, ContainerError> {
         config: config_inside(run, place.settings, place.mounts, certificates.is_some()),
         certificates,
         letter: &letter,
+        cache_is_mounted: place
+            .mounts
+            .iter()
+            .any(|mount| mount.target == handover::CACHE),
         user: place.user,
     };
     parcel.items().map_err(|error| defect(error.to_string()))
@@ -379,6 +393,9 @@ fn config_inside(
     ]);
     if settings.system_site_packages {
         changes.insert("agent.package_manager.system_site_packages", "true".into());
+    }
+    if settings.caches_environments {
+        changes.insert("agent.venvs_cache.path", handover::VENVS_CACHE.to_owned());
     }
     if own_certificates {
         changes.insert("api.verify_certificate", handover::CERTIFICATES.to_owned());

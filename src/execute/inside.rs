@@ -18,6 +18,7 @@ use crate::cli::{ExecuteArgs, GlobalArgs};
 use crate::container::handover::{self, Handover};
 use crate::journal::{self, Journal};
 use crate::mask::Mask;
+use crate::monitor;
 use crate::process::{self, Ended, signal};
 
 /// Where the set-up scripts leave the variables that they set.
@@ -126,6 +127,7 @@ pub(super) async fn attempt(
     // The container goes with all that is in it; a mounted folder stays.
     let _ = tokio::task::spawn_blocking(move || drop(run_dir)).await;
     Ok(Ending {
+        status: Some(verdict.status),
         task,
         worker,
         outcome,
@@ -174,6 +176,7 @@ async fn run_task(
         task,
         stop,
         timeline,
+        script: monitor::Script::default(),
     });
     let ran = tokio::spawn(run::prepare_and_follow(run))
         .await

@@ -81,8 +81,10 @@ pub mod exit {
     pub const NO_SERVER: u8 = 69;
     /// A defect or a limit of the agent or its machine.
     pub const AGENT: u8 = 70;
+    /// This machine's GPUs are not fit for work: drain it, and run the task elsewhere.
+    pub const UNFIT: u8 = 71;
     /// The container engine is not there, or this machine cannot give what the container needs.
-    pub const ENGINE: u8 = 71;
+    pub const ENGINE: u8 = 74;
     /// The Python environment could not be built.
     pub const ENVIRONMENT: u8 = 72;
     /// A file that was asked for cannot be written.
@@ -205,12 +207,18 @@ impl Outcome {
             ),
             Outcome::Inside(report) => {
                 let message = report.message();
+                let unsaid = !report.came_to_the_task();
                 let stopped = report.status() == FinalStatus::Stopped;
+                let last_line = match () {
+                    () if unsaid => Some(format!("Process failed {message}")),
+                    () if stopped => Some(format!("Process stopped: {message}")),
+                    // The agent inside has said it.
+                    () => None,
+                };
                 return Verdict {
                     status: report.status(),
                     reason: mask.mask(&message),
-                    // The agent inside has said it, but for a stop.
-                    last_line: stopped.then(|| mask.mask(&format!("Process stopped: {message}"))),
+                    last_line: last_line.map(|line| mask.mask(&line)),
                     exit_code: report.exit_code,
                 };
             }

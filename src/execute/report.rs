@@ -50,6 +50,11 @@ impl Report {
         self.status.unwrap_or(FinalStatus::Failed)
     }
 
+    /// The inner agent had the task; else it ended before.
+    pub fn came_to_the_task(&self) -> bool {
+        self.status.is_some()
+    }
+
     /// Whether the script ran to an end of its own.
     pub fn is_of_script(&self) -> bool {
         self.script != Script::default()

@@ -47,6 +47,8 @@ pub enum Reason {
     Refused,
     ConfigInvalid,
     LogFileFailed,
+    /// `agent.gpu_health_check` refused: a GPU of this machine is not well.
+    NodeUnfit,
     NoEngine,
     EngineNotAllowed,
     NoSuchImage,

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::claim::{self, Claimed};
 use super::follow::follow;
+use super::health;
 use super::job_env::Variables;
+use super::node;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause, Verdict};
 use super::prepare;
@@ -17,7 +19,7 @@ use super::stop::Stop;
 use super::timeline::{Phase, Timeline};
 use super::watch::watch;
 use super::{in_container, inside};
-use crate::api::tasks::{self, StatusNote, StatusWrite};
+use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
 use crate::api::{Session, workers};
 use crate::cli::{ExecuteArgs, GlobalArgs};
 use crate::console::Console;
@@ -43,6 +45,8 @@ pub(super) struct Run {
     pub journal: Journal,
     pub stop: Stop,
     pub timeline: Arc<Timeline>,
+    /// The job, for the monitor.
+    pub script: monitor::Script,
 }
 
 /// How a claimed run ended, and what was told of it.
@@ -51,6 +55,8 @@ pub(super) struct Ending {
     pub worker: String,
     pub outcome: Outcome,
     pub verdict: Verdict,
+    /// `None` where the status is another rank's to write.
+    pub status: Option<FinalStatus>,
     pub receipt: Receipt,
     pub usage: Option<Usage>,
     pub versions: Versions,
@@ -128,7 +134,7 @@ fn result<'a>(
         Ok(ending) => (
             ending.task.clone(),
             Some(ending.worker.clone()),
-            Some(ending.verdict.status),
+            ending.status,
             Reason::from(&ending.outcome),
             ending.verdict.reason.clone(),
             Script::from(&ending.outcome),
@@ -203,7 +209,12 @@ async fn attempt(
             too_short.join(", ")
         ));
     }
-    match take(&settings, &stop, &console).await {
+    let fit = health::check(&settings.monitor, &stop, &console).await;
+    let taken = match fit {
+        Ok(()) => take(&settings, &stop, &console).await,
+        Err(unfit) => Err(unfit),
+    };
+    match taken {
         Ok((session, claimed)) => {
             Ok(carry_out(claimed, settings, session, journal, stop, timeline).await)
         }
@@ -255,7 +266,7 @@ pub(super) async fn reach(
     }
 }
 
-fn interrupted(cause: &StopCause) -> NotRun {
+pub(super) fn interrupted(cause: &StopCause) -> NotRun {
     match cause {
         StopCause::Signal(signal) => NotRun::Interrupted(*signal),
         StopCause::Timeout { .. } => NotRun::Timeout(cause.to_string()),
@@ -285,6 +296,7 @@ async fn carry_out(
         session: session.clone(),
         stop: stop.clone(),
         timeline,
+        script: monitor::Script::default(),
         settings,
     });
     let id = run.task.id.clone();
@@ -296,32 +308,32 @@ async fn carry_out(
             .inspect_err(|error| tracing::debug!(%error, "no guard"))
             .ok(),
     };
-    // Beside all else: until the server has it, a killed agent's task has to wait for its user.
-    let claim = run.settings.run.clone();
-    let claiming = tokio::spawn(record_claim(session.clone(), id.clone(), claim.clone()));
-    journal.answer_for(&journal::Held {
-        server: session.host(),
-        task: &id,
-        worker: &worker,
-        claim: &claim,
-        former_worker: run.task.last_worker.as_deref(),
-    });
+    let rank = run.settings.rank;
+    let claiming = if rank == 0 {
+        journal.answer_for(&journal::Held {
+            server: session.host(),
+            task: &id,
+            worker: &worker,
+            claim: &run.settings.run,
+            former_worker: run.task.last_worker.as_deref(),
+        });
+        // Beside all else: until the server has it, a killed agent's task has to wait for its user.
+        Some(tokio::spawn(record_claim(run.clone())))
+    } else {
+        run.console.say(format!(
+            "Rank {rank} of several (RANK, SLURM_PROCID): the task's status and packages are rank 0's to write"
+        ));
+        None
+    };
     if monitoring != Monitoring::Off {
         journal.connect(Upload {
             session: session.clone(),
             task: id.clone(),
             worker: worker.clone(),
+            mark: node::log_mark(&run.settings.job.inherited, rank),
         });
     }
-    let monitor = (monitoring != Monitoring::Off).then(|| {
-        monitor::start(monitor::Report {
-            session: session.clone(),
-            worker: worker.clone(),
-            task: id.clone(),
-            disk_path: run.settings.disk.clone(),
-            timing: monitor::Timing::default(),
-        })
-    });
+    let monitor = (monitoring != Monitoring::Off).then(|| monitor::start(run.report()));
     let watching = tokio::spawn(watch(session.clone(), id.clone(), stop.clone()));
 
     // A task of its own: a defect that panics in there still ends here, with a status.
@@ -346,45 +358,29 @@ async fn carry_out(
     if hides_exit_code(&run.settings, &outcome) {
         verdict.exit_code = 0;
     }
-    if let Some(line) = &verdict.last_line {
-        run.console.say(line.as_str());
+    run.script.ended();
+    if let Some(last_line) = &verdict.last_line {
+        run.console
+            .say(format!("{}{}", last_line.as_str(), node::suffix(rank)));
     }
-    journal.will_end(&journal::Ending {
-        status: verdict.status,
-        reason: verdict.reason.as_str().to_owned(),
-    });
+    let status = (rank == 0).then_some(verdict.status);
+    if let Some(status) = status {
+        journal.will_end(&journal::Ending {
+            status,
+            reason: verdict.reason.as_str().to_owned(),
+        });
+    }
     let receipt = journal.clone().finish(run.settings.journal.drain).await;
     run.timeline.mark(Phase::LogSent);
     if monitoring != Monitoring::Off {
         eprintln!("clearml-agent: {}", receipt.words());
     }
-    let message = claim::changed_by(&worker);
-    let note = StatusNote {
-        reason: verdict.reason.as_str(),
-        message: &message,
-    };
-    // What cannot be written now, the journal keeps.
-    let telling = tasks::finish(&session, &id, verdict.status, note);
-    let limit = run.settings.journal.drain.max(STATUS_LIMIT);
-    let told = tokio::select! {
-        told = telling => told.map_err(|error| error.to_string()),
-        () = tokio::time::sleep(limit) => Err(format!("no answer within {} s", limit.as_secs())),
-    };
-    match told {
-        Ok(StatusWrite::Written) => journal.status_is_told(),
-        Ok(StatusWrite::NotFromHere { message }) => {
-            journal.status_is_told();
-            eprintln!(
-                "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
-            );
-        }
-        Err(error) => eprintln!(
-            "clearml-agent: the task's status could not be written ({}): {error}\n  \
-             `clearml-agent sync`, or the next run on this machine, writes it",
-            verdict.reason
-        ),
+    if let Some(status) = status {
+        write_status(&run, status, &verdict).await;
     }
-    claiming.abort();
+    if let Some(claiming) = claiming {
+        claiming.abort();
+    }
     if let Some(monitor) = monitor {
         monitor.stop().await;
         if let Err(error) = workers::unregister(&session, &worker).await {
@@ -399,6 +395,7 @@ async fn carry_out(
         worker,
         outcome,
         verdict,
+        status,
         receipt,
         usage,
         versions,
@@ -412,11 +409,45 @@ pub(super) fn defect(panic: tokio::task::JoinError) -> Ran {
     })
 }
 
-/// Says in the task's runtime by which claim it runs.
-async fn record_claim(session: Arc<Session>, id: String, claim: String) {
-    let claim = [(tasks::CLAIM, claim.as_str())];
-    if let Err(error) = tasks::add_to_runtime(&session, &id, &claim).await {
+/// Says in the task's runtime by which claim it runs, and, where the run is supervised, on which
+/// machine, as the Python agent does then.
+async fn record_claim(run: Arc<Run>) {
+    let mut more = vec![(tasks::CLAIM, run.settings.run.as_str())];
+    if run.settings.monitoring == Monitoring::Full {
+        more.push(("_exec_agent_hostname", run.settings.config.machine()));
+    }
+    if let Err(error) = tasks::add_to_runtime(&run.session, &run.task.id, &more).await {
         tracing::debug!(%error, "the claim is not recorded");
+    }
+}
+
+/// What cannot be written now, the journal keeps.
+async fn write_status(run: &Run, status: FinalStatus, verdict: &Verdict) {
+    let message = claim::changed_by(&run.settings.endpoint.worker);
+    let note = StatusNote {
+        reason: verdict.reason.as_str(),
+        message: &message,
+    };
+    let limit = run.settings.journal.drain.max(STATUS_LIMIT);
+    let told = tokio::select! {
+        told = tasks::finish(&run.session, &run.task.id, status, note) => {
+            told.map_err(|error| error.to_string())
+        }
+        () = tokio::time::sleep(limit) => Err(format!("no answer within {} s", limit.as_secs())),
+    };
+    match told {
+        Ok(StatusWrite::Written) => run.journal.status_is_told(),
+        Ok(StatusWrite::NotFromHere { message }) => {
+            run.journal.status_is_told();
+            eprintln!(
+                "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
+            );
+        }
+        Err(error) => eprintln!(
+            "clearml-agent: the task's status could not be written ({}): {error}\n  \
+             `clearml-agent sync`, or the next run on this machine, writes it",
+            verdict.reason
+        ),
     }
 }
 
@@ -440,7 +471,7 @@ pub(super) fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
 /// has done its work, not how the script ended.
 fn hides_exit_code(settings: &Settings, outcome: &Outcome) -> bool {
     !settings.propagate_exit_code
-        && settings.monitoring == Monitoring::Full
+        && (settings.monitoring == Monitoring::Full || settings.container.is_some())
         && outcome.is_of_script()
 }
 

@@ -94,6 +94,7 @@ async fn send_one(left: spool::Left, path: PathBuf, session: &Arc<Session>) -> W
             session: session.clone(),
             task: about.task.clone(),
             worker: about.worker.clone(),
+            mark: String::new(),
         };
         uploader::run(shared.clone(), upload, about.fold).await;
     } else {

@@ -90,8 +90,8 @@ pub fn world_with(more: &str) -> World {
         arguments.push(format!("--env=SSL_CERT_FILE={bundle}"));
     }
     world.configure(&format!(
-        "agent {{ extra_docker_arguments: {arguments:?}, docker_uv_cache: {:?} }}\n{more}",
-        cache.join("docker-uv").to_str().unwrap()
+        "agent {{ extra_docker_arguments: {arguments:?}, docker_cache: {:?} }}\n{more}",
+        cache.join("docker").to_str().unwrap()
     ));
     // The machine's own GPUs and keys are none of the tests' business.
     for name in [
