@@ -363,6 +363,25 @@ fn the_container_is_named_labelled_and_recorded() {
 }
 
 #[test]
+fn the_proxies_of_dockers_configuration_reach_the_script() {
+    if !engine() {
+        return;
+    }
+    let world = world();
+    std::fs::create_dir(world.path(".docker")).unwrap();
+    let proxies = json!({"proxies": {"default": {"ftpProxy": "http://proxy.example:3128"}}});
+    std::fs::write(world.path(".docker/config.json"), proxies.to_string()).unwrap();
+    let id = world.api.create(
+        "proxies",
+        script("import os\nprint('proxy', os.environ.get('ftp_proxy'))\n"),
+    );
+    world
+        .execute(&id, &["--docker", PYTHON_IMAGE])
+        .exits(0)
+        .prints("proxy http://proxy.example:3128");
+}
+
+#[test]
 fn a_read_only_image_runs() {
     if !engine() {
         return;

@@ -12,6 +12,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bollard::query_parameters::CreateContainerOptions;
+use clearml_agent::container::engine::DockerConfig;
+use clearml_agent::container::proxies;
 use clearml_agent::container::run_args::{Host, RunArgs, split};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -107,6 +109,7 @@ impl Stage {
             .args([TINY_IMAGE, "true"])
             .current_dir(self.dir.path())
             .env_remove("NOT_HERE")
+            .env_remove("DOCKER_CONFIG")
             .envs(&self.env)
             .output()
             .unwrap();
@@ -135,6 +138,9 @@ impl Stage {
             cwd: self.dir.path(),
         };
         let mut body = args.to_create(&host).map_err(|error| error.to_string())?;
+        let docker_host = std::env::var("DOCKER_HOST");
+        let docker_host = docker_host.unwrap_or("unix:///var/run/docker.sock".to_owned());
+        proxies::add(&mut body, &DockerConfig::read(&self.env), &docker_host);
         let version = self.engine.api.client_version();
         args.check_engine((version.major_version, version.minor_version))
             .map_err(|error| error.to_string())?;
@@ -373,6 +379,36 @@ fn flags_of_newer_engines_are_refused_by_name() {
                 let found = differences(&docker, &ours);
                 assert!(found.is_empty(), "{line}: {found:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn dockers_own_proxies_are_given_too() {
+    let Some(mut stage) = Stage::new("proxies") else {
+        return;
+    };
+    let config = stage.dir.path().join("docker");
+    std::fs::create_dir(&config).unwrap();
+    let docker_config = config.to_string_lossy().into_owned();
+    stage.env.insert("DOCKER_CONFIG".to_owned(), docker_config);
+    let here = json!({"httpProxy": "http://here:1", "noProxy": "a,b", "allProxy": ""});
+    let elsewhere = json!({"httpProxy": "http://elsewhere:1"});
+    for proxies in [
+        json!({"default": here, "tcp://elsewhere:2376": elsewhere}),
+        json!({"default": elsewhere, "unix:///var/run/docker.sock": here}),
+        json!({"tcp://elsewhere:2376": elsewhere}),
+    ] {
+        let text = json!({ "proxies": proxies }).to_string();
+        std::fs::write(config.join("config.json"), text).unwrap();
+        for line in ["", "-e http_proxy=mine -e NO_PROXY="] {
+            let words = stage.words(line);
+            let (docker, ours) = (stage.by_docker(&words), stage.by_us(&words));
+            let (Ok(Made::Container(docker)), Ok(Made::Container(ours))) = (docker, ours) else {
+                panic!("{line}");
+            };
+            let found = differences(&docker, &ours);
+            assert!(found.is_empty(), "{proxies} {line}: {found:?}");
         }
     }
 }

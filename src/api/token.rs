@@ -1,5 +1,5 @@
-//! What the agent reads of the server's token (a JWT): when it ends. The signature is the server's
-//! business.
+//! What the agent reads of the server's token (a JWT): when it ends, and what kind of server this is.
+//! The signature is the server's business.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,6 +12,8 @@ use crate::secret::Secret;
 pub struct Token {
     pub value: Secret,
     life: Option<Life>,
+    /// What the server offers: `basic` is the open-source one.
+    feature_set: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -21,19 +23,32 @@ struct Life {
     iat: u64,
 }
 
+#[derive(Deserialize)]
+struct Claims {
+    feature_set: Option<String>,
+}
+
 impl Token {
     /// Takes any text: a token that is no JWT is just never known to be near its end.
     pub fn new(value: impl Into<String>) -> Self {
         let value = value.into();
-        let life = value
+        let payload = value
             .split('.')
             .nth(1)
             .and_then(|payload| URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok())
-            .and_then(|json| serde_json::from_slice(&json).ok());
+            .unwrap_or_default();
         Self {
             value: Secret::new(value),
-            life,
+            life: serde_json::from_slice(&payload).ok(),
+            feature_set: serde_json::from_slice(&payload)
+                .ok()
+                .and_then(|claims: Claims| claims.feature_set),
         }
+    }
+
+    /// Whether the server says that it offers `feature_set`.
+    pub fn names(&self, feature_set: &str) -> bool {
+        self.feature_set.as_deref() == Some(feature_set)
     }
 
     /// Whether a new one should be fetched before the next call: less than a tenth of its life is
@@ -63,6 +78,14 @@ mod tests {
         let short = token(r#"{"iat": 100, "exp": 104}"#);
         assert!(!short.ends_soon(100));
         assert!(short.ends_soon(102));
+    }
+
+    #[test]
+    fn a_token_says_what_the_server_offers() {
+        assert!(token(r#"{"exp": 1, "feature_set": "advanced"}"#).names("advanced"));
+        assert!(!token(r#"{"exp": 1, "feature_set": "basic"}"#).names("advanced"));
+        assert!(!token(r#"{"exp": 1, "feature_set": null}"#).names("advanced"));
+        assert!(!Token::new("opaque").names("advanced"));
     }
 
     #[test]

@@ -214,6 +214,11 @@ impl Engine {
         }
     }
 
+    /// As `DOCKER_HOST` has it: `unix:///var/run/docker.sock`.
+    pub fn host(&self) -> String {
+        self.address.host.to_string()
+    }
+
     /// What the engine understands.
     pub fn api_version(&self) -> ApiVersion {
         self.api_version

@@ -43,8 +43,7 @@ pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, Contain
         task: &known.facts,
         settings: &settings.choice,
         env,
-        // Servers say so at the login, the agent has no use for it elsewhere: as with an open-source one.
-        advanced: false,
+        advanced: run.session.has_feature_set("advanced").await,
         template: &|name| known.value_of(name, run),
     })?;
     let mut words = flags(&choice.arguments)?;

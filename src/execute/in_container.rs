@@ -23,6 +23,7 @@ use crate::container::handover::{self, Handover, Parcel};
 use crate::container::image::{self, Wanted};
 use crate::container::lifecycle::{Attached, Container, Ended, Input};
 use crate::container::owner::{self, Agent};
+use crate::container::proxies;
 use crate::container::settings::{Settings, Ssh};
 use crate::container::spec::{self, Additions};
 use crate::container::user::User;
@@ -63,7 +64,7 @@ fn go_on(run: &Run) -> Result<(), ContainerError> {
 
 async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerError> {
     let env = &run.settings.job.inherited;
-    let plan = container_plan::plan(run, settings).await?;
+    let mut plan = container_plan::plan(run, settings).await?;
     let config = DockerConfig::read(env);
     let engine = tokio::select! {
         engine = Engine::connect(engine::address(env, &config)?) => engine?,
@@ -92,6 +93,7 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
     let image = image?;
     go_on(run)?;
     plan.arguments.check_engine(engine.api_version())?;
+    proxies::add(&mut plan.body, &config, &engine.host());
 
     let of_image = image.config.unwrap_or_default();
     let image_id = image.id.unwrap_or_default();

@@ -54,9 +54,13 @@ fn find() -> Result<Engine, String> {
     let api = api.map_err(|error| format!("no answer from the Docker Engine: {error}"))?;
     let _ = API.set(api.clone());
     remove_left_overs();
+    // One test program makes it; others wait for it here.
+    let lock = std::env::temp_dir().join(format!("{LABEL}.lock"));
+    let lock = std::fs::File::create(&lock).and_then(|file| file.lock().map(|()| file));
     if docker(&["image", "inspect", TINY_IMAGE]).is_err() {
         import_tiny_image()?;
     }
+    drop(lock);
     Ok(Engine { api })
 }
 

@@ -76,6 +76,7 @@ pub(super) fn read(rules: &Value) -> Result<Vec<Rule>, ChoiceError> {
 fn read_one(key: &str, place: usize, rule: &Map<String, Value>) -> Result<Rule, ChoiceError> {
     let given = |name: &str| rule.get(name).filter(|value| !value.is_null());
     let in_rule = |name: &str| format!("{key}.{name}");
+    let in_match = |name: &str| format!("{key}.match.{name}");
     let mut terms = Vec::new();
     let mut packages = Vec::new();
     if let Some(conditions) = given("match") {
@@ -84,7 +85,7 @@ fn read_one(key: &str, place: usize, rule: &Map<String, Value>) -> Result<Rule, 
         };
         for name in KEYS {
             if let Some(value) = at(conditions, name) {
-                terms.push((name, texts(&in_rule(name), value)?));
+                terms.push((name, texts(&in_match(name), value)?));
             }
         }
         for (name, list) in [
@@ -93,7 +94,7 @@ fn read_one(key: &str, place: usize, rule: &Map<String, Value>) -> Result<Rule, 
         ] {
             if let Some(Value::Object(wanted)) = at(conditions, name) {
                 let wanted = wanted.iter().map(|(package, versions)| {
-                    Ok((package.clone(), text(&in_rule(name), versions)?))
+                    Ok((package.clone(), text(&in_match(name), versions)?))
                 });
                 packages.push((list, wanted.collect::<Result<_, ChoiceError>>()?));
             }

@@ -385,7 +385,7 @@ fn what_can_not_be_read() {
         (
             json!({RULES: [{"match": {"tags": [{}]}}]}),
             json!({}),
-            "agent.default_docker.match_rules[0].tags: expected a text, found {}",
+            "agent.default_docker.match_rules[0].match.tags: expected a text, found {}",
         ),
         (
             json!({"agent.docker_args_filters": ["("]}),

@@ -19,6 +19,7 @@ mod volumes;
 mod words;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use bollard::models::{ContainerCreateBody, EndpointSettings};
@@ -31,10 +32,18 @@ pub use words::{Word, flags, is_named, split, without};
 use flags::Flags;
 
 /// What `docker run` flags in tasks and configuration mean.
-#[derive(Debug)]
 pub struct RunArgs {
     flags: Flags,
     without_effect: Vec<String>,
+}
+
+/// Without the values: variables among them may be secret.
+impl fmt::Debug for RunArgs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunArgs")
+            .field("name", &self.name())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Whether the image is fetched: `--pull`.

@@ -44,7 +44,7 @@ fn set(mount: &mut Mount, key: &str, value: &str) -> Result<(), String> {
         "consistency" => mount.consistency = Some(value.to_lowercase()),
         "bind-propagation" => bind(mount).propagation = Some(propagation(value)?),
         "bind-nonrecursive" => bind(mount).non_recursive = Some(switch()?),
-        "bind-recursive" => recursive(bind(mount), value)?,
+        "bind-recursive" => recursive(mount, value)?,
         "volume-nocopy" => volume(mount).no_copy = Some(switch()?),
         "volume-subpath" => volume(mount).subpath = text(),
         "volume-label" => {
@@ -109,12 +109,12 @@ fn propagation(text: &str) -> Result<MountBindOptionsPropagationEnum, String> {
     }
 }
 
-fn recursive(options: &mut MountBindOptions, text: &str) -> Result<(), String> {
+fn recursive(mount: &mut Mount, text: &str) -> Result<(), String> {
     match text {
         "enabled" => {}
-        "disabled" => options.non_recursive = Some(true),
-        "writable" => options.read_only_non_recursive = Some(true),
-        "readonly" => options.read_only_force_recursive = Some(true),
+        "disabled" => bind(mount).non_recursive = Some(true),
+        "writable" => bind(mount).read_only_non_recursive = Some(true),
+        "readonly" => bind(mount).read_only_force_recursive = Some(true),
         _ => {
             return Err(format!(
                 "bind-recursive={text}: expected enabled, disabled, writable or readonly"

@@ -46,8 +46,8 @@ impl Word {
 
 /// A flag as docker knows it.
 struct Definition {
-    name: &'static str,
-    other_names: Vec<&'static str>,
+    name: String,
+    other_names: Vec<String>,
     short: Option<char>,
     /// On or off, and alone it means on.
     switch: bool,
@@ -56,17 +56,16 @@ struct Definition {
 static DEFINITIONS: LazyLock<Vec<Definition>> = LazyLock::new(|| {
     let mut command = Flags::command();
     command.build();
-    let leak = |text: &str| -> &'static str { Box::leak(text.to_owned().into_boxed_str()) };
     command
         .get_arguments()
         .filter_map(|arg| {
             Some(Definition {
-                name: leak(arg.get_long()?),
+                name: arg.get_long()?.to_owned(),
                 other_names: arg
                     .get_all_aliases()
                     .unwrap_or_default()
                     .into_iter()
-                    .map(leak)
+                    .map(str::to_owned)
                     .collect(),
                 short: arg.get_short(),
                 switch: arg.is_require_equals_set(),
@@ -78,7 +77,7 @@ static DEFINITIONS: LazyLock<Vec<Definition>> = LazyLock::new(|| {
 fn long(name: &str) -> Option<&'static Definition> {
     DEFINITIONS
         .iter()
-        .find(|known| known.name == name || known.other_names.contains(&name))
+        .find(|known| known.name == name || known.other_names.iter().any(|n| n == name))
 }
 
 fn short(letter: char) -> Option<&'static Definition> {
@@ -111,7 +110,7 @@ pub fn flags(words: &[String]) -> Result<Vec<Word>, RunArgsError> {
                 attached => attached,
             };
             flags.push(Word {
-                name: known.name,
+                name: &known.name,
                 flag,
                 value,
             });
@@ -154,7 +153,7 @@ pub fn flags(words: &[String]) -> Result<Vec<Word>, RunArgsError> {
                 None => Some(std::mem::take(&mut rest)),
             };
             flags.push(Word {
-                name: known.name,
+                name: &known.name,
                 flag,
                 value: value.map(str::to_owned),
             });
