@@ -5,10 +5,10 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 #[path = "../tests/common/docker.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::unwrap_used)]
 mod docker;
 #[path = "../tests/common/in_container.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::unwrap_used)]
 mod in_container;
 
 use std::io::{BufRead as _, BufReader};

@@ -28,6 +28,9 @@ pub struct Task {
     pub hyperparams: BTreeMap<String, BTreeMap<String, Parameter>>,
     #[serde(default, deserialize_with = "null_as_default")]
     pub runtime: serde_json::Map<String, serde_json::Value>,
+    /// The highest iteration that was reported.
+    #[serde(default)]
+    pub last_iteration: Option<i64>,
     /// The worker that reported on it last.
     #[serde(default)]
     pub last_worker: Option<String>,

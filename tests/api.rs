@@ -14,7 +14,7 @@ use clearml_agent::api::{
     workers,
 };
 use clearml_agent::console::Console;
-use clearml_agent::execute::claim::{self, Claimed, Mode, Refused};
+use clearml_agent::execute::claim::{self, Claimed, Mode, Ready, Refused, Taking};
 use clearml_agent::secret::Secret;
 use clearml_agent::task::{Requirements, Status};
 use recorded::Recorded;
@@ -29,7 +29,16 @@ async fn claim(
     console: &Console,
 ) -> Result<Claimed, Refused> {
     let task = claim::fetch(session, id).await?;
-    claim::claim(session, task, mode, worker, console).await
+    let taking = Taking {
+        mode,
+        worker,
+        run: "run1",
+        claimant: None,
+    };
+    match claim::ready(&task, &taking, |_| false) {
+        Ready::Now => claim::claim(session, task, &taking, console).await,
+        Ready::Later(why) | Ready::Never(why) => Err(why),
+    }
 }
 
 const NOTE: StatusNote<'_> = StatusNote {
@@ -654,16 +663,7 @@ async fn what_cannot_be_claimed_is_refused_and_left_alone() {
 
     let running = server.create_task(json!({"name": "train", "status": "in_progress"}));
     let refused = refusal(&running, Mode::FromQueue).await;
-    assert!(
-        matches!(
-            refused,
-            Refused::NotQueued {
-                status: Status::InProgress,
-                ..
-            }
-        ),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Refused::Held { .. }), "{refused:?}");
 
     let published = server.create_task(json!({"name": "train", "status": "published"}));
     let refused = refusal(&published, Mode::Any).await;

@@ -1,11 +1,13 @@
 //! Runs in containers, with the real engine: what goes in, what comes out, what stays.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 #[path = "common/docker.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::unwrap_used)]
 mod docker;
 #[path = "common/in_container.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::unwrap_used)]
 mod in_container;
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};

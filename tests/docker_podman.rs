@@ -1,11 +1,13 @@
 //! The core of it with another engine: podman, through the socket that docker's clients use.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 #[path = "common/docker.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::unwrap_used)]
 mod docker;
 #[path = "common/in_container.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::unwrap_used)]
 mod in_container;
 
 use std::process::{Child, Command, Stdio};

@@ -1,12 +1,14 @@
 //! Pulls, from a registry of the tests' own: it speaks as much of the registry API as the engine asks
 //! for. What is pulled has a shell and no C library, so a run that came as far says that.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 #[path = "common/docker.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::unwrap_used)]
 mod docker;
 #[path = "common/in_container.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::unwrap_used)]
 mod in_container;
 
 use std::collections::BTreeMap;
@@ -119,31 +121,27 @@ impl Drop for Registry {
     }
 }
 
-fn allowed(served: &Served, headers: &HeaderMap) -> Result<(), Response> {
-    let Some(login) = &served.login else {
-        return Ok(());
-    };
+/// Says no to whoever is not to be let in.
+fn refusal(served: &Served, headers: &HeaderMap) -> Option<Response> {
+    let login = served.login.as_ref()?;
     let expected = format!("Basic {}", BASE64_STANDARD.encode(login));
     if headers
         .get(header::AUTHORIZATION)
         .is_some_and(|given| *given == expected)
     {
-        return Ok(());
+        return None;
     }
     let body = json!({"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]});
-    Err(Response::builder()
+    let response = Response::builder()
         .status(StatusCode::UNAUTHORIZED)
         .header(header::WWW_AUTHENTICATE, "Basic realm=\"test\"")
         .header(header::CONTENT_TYPE, "application/json")
-        .body(body.to_string().into())
-        .unwrap())
+        .body(body.to_string().into());
+    Some(response.unwrap())
 }
 
 async fn root(State(served): State<Arc<Served>>, headers: HeaderMap) -> Response {
-    match allowed(&served, &headers) {
-        Ok(()) => Response::new("{}".into()),
-        Err(refusal) => refusal,
-    }
+    refusal(&served, &headers).unwrap_or_else(|| Response::new("{}".into()))
 }
 
 async fn manifest_of(
@@ -151,7 +149,7 @@ async fn manifest_of(
     Path((_, reference)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Response {
-    if let Err(refusal) = allowed(&served, &headers) {
+    if let Some(refusal) = refusal(&served, &headers) {
         return refusal;
     }
     if reference != "1" && reference != digest(&served.manifest) {
@@ -175,7 +173,7 @@ async fn blob(
     Path((_, name)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Response {
-    if let Err(refusal) = allowed(&served, &headers) {
+    if let Some(refusal) = refusal(&served, &headers) {
         return refusal;
     }
     let bytes = served.blobs[&name].clone();

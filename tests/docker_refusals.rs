@@ -1,11 +1,13 @@
 //! Containers that cannot be had: each with its own words, reason and exit code.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 #[path = "common/docker.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::unwrap_used)]
 mod docker;
 #[path = "common/in_container.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::unwrap_used)]
 mod in_container;
 
 use std::io::Write as _;

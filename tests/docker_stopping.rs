@@ -1,11 +1,13 @@
 //! Runs in containers that are stopped, killed or left behind.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 #[path = "common/docker.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::unwrap_used)]
 mod docker;
 #[path = "common/in_container.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::unwrap_used)]
 mod in_container;
 
 use common::{eventually, script};
@@ -50,6 +52,27 @@ fn a_signal_stops_the_script_and_removes_the_container() {
         assert!(log.contains("asked by 15"), "{log}");
         assert_eq!(log.matches("Process stopped").count(), 1, "{log}");
     }
+}
+
+#[test]
+fn a_notice_is_passed_on_to_the_script() {
+    if !engine() {
+        return;
+    }
+    let world = world();
+    let text = "\
+import signal, sys, time
+def save(number, frame):
+    print('saved on', number, flush=True)
+    sys.exit(5)
+signal.signal(signal.SIGUSR1, save)
+print('ready', flush=True)
+time.sleep(600)
+";
+    let id = world.api.create("notice", script(text));
+    let running = start(&world, &id, &[], "ready");
+    running.signal("USR1");
+    running.wait().exits(5).prints("saved on 10");
 }
 
 #[test]

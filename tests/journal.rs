@@ -125,7 +125,7 @@ async fn lines_arrive_while_the_job_runs() {
     server.log_with("first\n").await;
     // A prompt has no newline, and is shown all the same.
     server.log_with("name? ").await;
-    job.stop(15, LONG).await;
+    job.stop(15, ready(LONG)).await;
     reading.await.unwrap().unwrap();
     let receipt = journal.finish(LONG).await;
     assert_eq!(receipt, all_sent("first\nname? "));

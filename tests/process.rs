@@ -93,7 +93,7 @@ async fn what_is_printed_can_be_read_at_once() {
     let mut bytes = [0; 7];
     output.read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"partial");
-    job.stop(TERM, LONG).await;
+    job.stop(TERM, ready(LONG)).await;
 }
 
 #[tokio::test]
@@ -143,7 +143,7 @@ async fn a_stop_asks_first() {
         start("trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.05; done");
     let mut output = BufReader::new(output);
     assert_eq!(line(&mut output).await, "ready");
-    assert_eq!(job.stop(TERM, LONG).await, Ended::Exited { code: 7 });
+    assert_eq!(job.stop(TERM, ready(LONG)).await, Ended::Exited { code: 7 });
     let mut rest = String::new();
     output.read_to_string(&mut rest).await.unwrap();
     assert!(rest.ends_with("bye\n"), "{rest}");
@@ -159,7 +159,7 @@ async fn the_whole_group_is_asked_and_may_use_the_grace() {
     let mut output = BufReader::new(output);
     assert_eq!(line(&mut output).await, "ready");
     assert_eq!(
-        job.stop(TERM, LONG).await,
+        job.stop(TERM, ready(LONG)).await,
         Ended::Signalled { signal: TERM }
     );
     let mut rest = String::new();
@@ -172,7 +172,7 @@ async fn who_does_not_listen_is_killed() {
     let (mut job, output) = start("trap '' TERM; echo ready; while :; do sleep 0.05; done");
     let mut output = BufReader::new(output);
     assert_eq!(line(&mut output).await, "ready");
-    let ended = job.stop(TERM, Duration::from_millis(200)).await;
+    let ended = job.stop(TERM, ready(Duration::from_millis(200))).await;
     assert_eq!(ended, Ended::Signalled { signal: 9 });
     assert_eq!(line(&mut output).await, "");
 }
@@ -183,7 +183,7 @@ async fn a_suspended_job_can_be_stopped() {
     let mut output = BufReader::new(output);
     assert_eq!(line(&mut output).await, "ready");
     assert_eq!(
-        job.stop(TERM, LONG).await,
+        job.stop(TERM, ready(LONG)).await,
         Ended::Signalled { signal: TERM }
     );
 }
@@ -197,13 +197,13 @@ async fn waiting_can_be_abandoned_for_a_stop() {
         () = std::future::ready(()) => {}
     }
     assert_eq!(
-        job.stop(TERM, LONG).await,
+        job.stop(TERM, ready(LONG)).await,
         Ended::Signalled { signal: TERM }
     );
     // And what is over stays over.
     assert_eq!(job.wait().await, Ended::Signalled { signal: TERM });
     assert_eq!(
-        job.stop(TERM, LONG).await,
+        job.stop(TERM, ready(LONG)).await,
         Ended::Signalled { signal: TERM }
     );
 }
@@ -223,7 +223,7 @@ async fn a_daemon_that_left_everything_does_not_hang_the_run() {
     let mut output = BufReader::new(output);
     let daemon = line(&mut output).await;
     assert_eq!(
-        job.stop(TERM, LONG).await,
+        job.stop(TERM, ready(LONG)).await,
         Ended::Signalled { signal: TERM }
     );
     let mut rest = String::new();
@@ -331,7 +331,7 @@ async fn role_agent_with_daemons() {
         .unwrap();
     let mut output = BufReader::new(output);
     let text = line(&mut output).await;
-    let ended = job.stop(TERM, Duration::from_millis(300)).await;
+    let ended = job.stop(TERM, ready(Duration::from_millis(300))).await;
     assert_eq!(ended, Ended::Signalled { signal: TERM });
     let pids: Vec<&str> = text.split_whitespace().collect();
     assert_eq!(pids.len(), 2, "{text}");

@@ -131,6 +131,17 @@ pub async fn standing(session: &Session, id: &str) -> Result<Option<Standing>, A
     Ok(answer.tasks.into_iter().next())
 }
 
+/// Puts a task that has a final status at the end of `queue`.
+pub async fn enqueue(session: &Session, id: &str, queue: &str) -> Result<(), ApiError> {
+    let request = json!({
+        "task": id, "queue": queue,
+        "status_reason": "put back after preemption", "status_message": "",
+    });
+    change_status::<Value>(session, "tasks.enqueue", &request, Patience::Persistent)
+        .await
+        .map(drop)
+}
+
 /// Copies a task; gives the copy's id. Its status is `created`.
 pub async fn clone(session: &Session, source: &Task) -> Result<String, ApiError> {
     #[derive(Deserialize)]

@@ -54,6 +54,11 @@ pub struct Handover {
     pub variables: BTreeMap<String, String>,
     /// Run by the image's shell before the task, line by line; empty: nothing.
     pub setup_script: String,
+    /// Of several nodes that run one task.
+    pub rank: u32,
+    /// Which attempt at the task it is, counted from 1, and how the one before ended.
+    pub attempt: u32,
+    pub former_end: Option<String>,
 }
 
 impl Handover {

@@ -173,10 +173,15 @@ impl Container {
         }))
     }
 
-    /// Ends it at once. One that has ended is as good.
+    /// Ends it at once.
     pub async fn kill(&self) {
+        self.signal("SIGKILL").await;
+    }
+
+    /// Sends a signal to its first process. One that has ended is as good.
+    pub async fn signal(&self, name: &str) {
         let options = KillContainerOptions {
-            signal: "SIGKILL".into(),
+            signal: name.into(),
         };
         if let Err(error) = self
             .engine

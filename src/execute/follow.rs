@@ -9,6 +9,9 @@ use super::outcome::{Outcome, Stage, StopCause};
 use super::prepare::{Prepared, WriteBack};
 use super::run::Run;
 use super::run_dir;
+use super::scheduler::Batch;
+use super::settings::GRACE;
+use super::slurm;
 use super::timeline::Phase;
 use crate::api::Session;
 use crate::journal::sync;
@@ -64,10 +67,16 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Us
     };
 
     let ending = async {
-        let ended = tokio::select! {
-            ended = job.wait() => (ended, None),
-            cause = run.stop.requested() => {
-                (stop(run, &mut job, &cause, &callback).await, Some(cause))
+        let ended = loop {
+            tokio::select! {
+                ended = job.wait() => break (ended, None),
+                cause = run.stop.requested() => {
+                    break (stop(run, &mut job, &cause, &callback).await, Some(cause));
+                }
+                notice = run.stop.notice() => {
+                    job.signal(notice);
+                    run.console.say(format!("Passed {} on to the script", signal::name(notice)));
+                }
             }
         };
         run.timeline.mark(Phase::ScriptEnded);
@@ -117,13 +126,17 @@ async fn stop(
             () = run.stop.hurried() => {}
         }
     }
-    run.console.say(format!(
-        "Stopping the script ({cause}): {}, and SIGKILL if it still runs after {} s",
-        signal::name(settings.signal),
-        settings.grace.as_secs()
-    ));
+    let grace = async {
+        let grace = grace(run).await;
+        run.console.say(format!(
+            "Stopping the script ({cause}): {}, and SIGKILL if it still runs after {} s",
+            signal::name(settings.signal),
+            grace.as_secs()
+        ));
+        grace
+    };
     let ended = tokio::select! {
-        ended = job.stop(settings.signal, settings.grace) => Some(ended),
+        ended = job.stop(settings.signal, grace) => Some(ended),
         () = run.stop.hurried() => None,
     };
     match ended {
@@ -131,8 +144,19 @@ async fn stop(
         None => {
             run.console
                 .say("Asked to stop a second time: SIGKILL at once");
-            job.stop(signal::KILL, Duration::ZERO).await
+            job.stop(signal::KILL, std::future::ready(Duration::ZERO))
+                .await
         }
+    }
+}
+
+/// How long the script has to end.
+pub(super) async fn grace(run: &Run) -> Duration {
+    let settings = &run.settings.stop;
+    match (settings.grace, &settings.batch) {
+        (Some(grace), _) => grace,
+        (None, Some(Batch::Slurm { .. })) => slurm::kill_wait().await.map_or(GRACE, slurm::grace),
+        (None, _) => GRACE,
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::container_plan::{self, Plan};
-use super::follow::send_leftovers;
+use super::follow::{self, send_leftovers};
 use super::inside;
 use super::outcome::{Outcome, Stage, StopCause};
 use super::report::Report;
@@ -27,6 +27,7 @@ use crate::container::proxies;
 use crate::container::settings::{Settings, Ssh};
 use crate::container::spec::{self, Additions};
 use crate::container::user::User;
+use crate::process::signal;
 use crate::python::{settings::Installer, uv};
 
 /// How much longer than the script's own grace the inner agent may take to end.
@@ -114,7 +115,8 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
         None => look_up(&engine, &plan.image, &user).await?,
     };
     let mounts = mount_caches(run, settings, &engine, &image_id, &looked_up);
-    let body = complete(run, settings, &plan, &engine, &mounts, me.as_ref());
+    let words = inside::words(run, follow::grace(run).await);
+    let body = complete(run, settings, &plan, &engine, &mounts, me.as_ref(), words);
     let container = Container::create(
         &engine,
         plan.name.as_deref(),
@@ -240,6 +242,7 @@ fn complete(
     engine: &Engine,
     mounts: &[Mounted],
     me: Option<&Agent>,
+    words: Vec<String>,
 ) -> bollard::models::ContainerCreateBody {
     let worker = &run.settings.endpoint.worker;
     let socket = match &settings.ssh {
@@ -260,7 +263,7 @@ fn complete(
     variables.extend(socket.map(|socket| ("SSH_AUTH_SOCK", socket.to_owned())));
     let additions = Additions {
         image: &plan.image,
-        words: inside::words(run),
+        words,
         variables,
         defaults: vec![("UV_CACHE_DIR", handover::UV_CACHE)],
         labels: spec::labels(worker, me.map(Agent::label).as_deref(), &settings.labels),
@@ -336,7 +339,7 @@ async fn fill_and_follow(
         run.session.clone(),
         run.settings.leftovers(),
     ));
-    let followed = follow(run, container, attached).await;
+    let followed = follow_to_the_end(run, container, attached).await;
     // What is not sent by now, the next run sends.
     leftovers.abort();
     let (ended, stopped) = followed?;
@@ -357,6 +360,9 @@ fn parcel(run: &Run, place: Place<'_>) -> Result<Vec<Item>, ContainerError> {
     let letter = Handover {
         variables: place.settings.variables.clone(),
         setup_script: place.script.to_owned(),
+        rank: run.settings.rank,
+        attempt: run.attempt,
+        former_end: run.former_end.clone(),
     };
     let parcel = Parcel {
         agent: "/proc/self/exe".into(),
@@ -431,7 +437,7 @@ fn home_files(run: &Run, settings: &Settings, user: &User) -> Vec<Item> {
 }
 
 /// Follows the container to its end; says why it was stopped, if it was.
-async fn follow(
+async fn follow_to_the_end(
     run: &Run,
     container: &Container,
     attached: Attached,
@@ -439,11 +445,15 @@ async fn follow(
     let Attached { output, mut input } = attached;
     let journal = run.journal.clone();
     let mut reading = tokio::spawn(async move { journal.read_from(output).await });
-    let stopped = tokio::select! {
-        ended = container.wait() => ended.map(|()| None)?,
-        cause = run.stop.requested() => {
-            stop(run, container, &mut input, &cause).await?;
-            Some(cause)
+    let stopped = loop {
+        tokio::select! {
+            ended = container.wait() => break ended.map(|()| None)?,
+            cause = run.stop.requested() => {
+                stop(run, container, &mut input, &cause).await?;
+                break Some(cause);
+            }
+            // The agent inside passes it on to the script.
+            notice = run.stop.notice() => container.signal(&signal::name(notice)).await,
         }
     };
     let read = tokio::time::timeout(REST_OF_OUTPUT, &mut reading).await;
@@ -479,10 +489,10 @@ async fn stop(
     let settings = &run.settings.stop;
     let callback = match cause {
         StopCause::Server { .. } => settings.callback_limit,
-        StopCause::Signal(_) | StopCause::Timeout { .. } => Duration::ZERO,
+        _ => Duration::ZERO,
     };
     let limit = callback
-        .saturating_add(settings.grace)
+        .saturating_add(follow::grace(run).await)
         .saturating_add(INNER_GRACE);
     let asked = match serde_json::to_string(cause) {
         Ok(order) => input.line(&order).await,

@@ -2,11 +2,13 @@
 //! and gives the orders to stop; this one runs the set-up scripts and then the task, as it would be run
 //! on the host, and writes down how that ended.
 
+use std::future::ready;
 use std::io::{self, BufRead as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::claim;
 use super::job_env::Variables;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause};
@@ -14,6 +16,7 @@ use super::run::{self, Ending, Ran, Run};
 use super::settings::{self, Settings};
 use super::stop::Stop;
 use super::timeline::Timeline;
+use crate::api::Session;
 use crate::cli::{ExecuteArgs, GlobalArgs};
 use crate::container::handover::{self, Handover};
 use crate::journal::{self, Journal};
@@ -26,7 +29,7 @@ const ENVIRONMENT: &str = "private/environment";
 const SCRIPT: &str = "private/setup.sh";
 
 /// The inner agent's arguments. Everybody can see them.
-pub(super) fn words(run: &Run) -> Vec<String> {
+pub(super) fn words(run: &Run, grace: Duration) -> Vec<String> {
     let settings = &run.settings;
     let mut words: Vec<String> = [
         "--config-file",
@@ -42,7 +45,7 @@ pub(super) fn words(run: &Run) -> Vec<String> {
         "--log-level",
         settings.job.log_level.name(),
         "--grace",
-        &settings.stop.grace.as_secs().to_string(),
+        &grace.as_secs().to_string(),
     ]
     .map(str::to_owned)
     .into();
@@ -69,7 +72,7 @@ pub(super) async fn attempt(
         ))
     })?;
     listen(&stop).map_err(agent)?;
-    env.extend(letter.variables);
+    env.extend(letter.variables.clone());
     let mut settings = settings::resolve(args, global, env.clone(), mask)?;
     let journal = Journal::open(journal::Options {
         dir: settings.journal.dir.clone(),
@@ -95,7 +98,8 @@ pub(super) async fn attempt(
             if let Some(changed) = changed {
                 settings = settings::resolve(args, global, changed, mask)?;
             }
-            run_task(settings, &journal, stop, timeline).await
+            settings.rank = letter.rank;
+            run_task(settings, &letter, &journal, stop, timeline).await
         }
         Err(outcome) => {
             let (id, worker) = (settings.task, settings.endpoint.worker);
@@ -128,6 +132,7 @@ pub(super) async fn attempt(
     let _ = tokio::task::spawn_blocking(move || drop(run_dir)).await;
     Ok(Ending {
         status: Some(verdict.status),
+        attempt: letter.attempt,
         task,
         worker,
         outcome,
@@ -159,11 +164,22 @@ fn listen(stop: &Stop) -> io::Result<()> {
 
 async fn run_task(
     settings: Settings,
+    letter: &Handover,
     journal: &Journal,
     stop: Stop,
     timeline: Arc<Timeline>,
 ) -> Result<(String, String, Ran), NotRun> {
-    let (session, task) = run::reach(&settings, &stop, &journal.console()).await?;
+    let asking = async {
+        let session = Session::login(&settings.endpoint)
+            .await
+            .map_err(NotRun::Login)?;
+        let task = claim::fetch(&session, &settings.task).await?;
+        Ok((session, task))
+    };
+    let (session, task) = tokio::select! {
+        asked = asking => asked,
+        cause = stop.requested() => Err(run::interrupted(&cause)),
+    }?;
     settings.mask.extend(|secrets| {
         run::secrets_of(&task, settings.job.task_env, secrets);
     });
@@ -177,6 +193,8 @@ async fn run_task(
         stop,
         timeline,
         script: monitor::Script::default(),
+        attempt: letter.attempt,
+        former_end: letter.former_end.clone(),
     });
     let ran = tokio::spawn(run::prepare_and_follow(run))
         .await
@@ -227,11 +245,12 @@ async fn set_up(
         tokio::select! {
             ended = job.wait() => Ok(ended),
             cause = stop.requested() => {
+                let grace = ready(settings.stop.grace.unwrap_or(settings::GRACE));
                 tokio::select! {
-                    _ = job.stop(settings.stop.signal, settings.stop.grace) => {}
+                    _ = job.stop(settings.stop.signal, grace) => {}
                     () = stop.hurried() => {}
                 }
-                job.stop(signal::KILL, Duration::ZERO).await;
+                job.stop(signal::KILL, ready(Duration::ZERO)).await;
                 Err(Outcome::Stopped(cause))
             }
         }

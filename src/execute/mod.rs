@@ -1,6 +1,7 @@
 //! The story of one run.
 
 mod abort_callback;
+mod batch;
 pub mod claim;
 mod container_plan;
 mod follow;
@@ -17,7 +18,9 @@ pub mod report;
 pub mod result;
 pub mod run;
 pub mod run_dir;
+pub mod scheduler;
 pub mod settings;
+mod slurm;
 pub mod stop;
 pub mod timeline;
 pub mod watch;

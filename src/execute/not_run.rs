@@ -39,9 +39,8 @@ impl NotRun {
         match self {
             NotRun::Settings(error) => error.exit_code(),
             NotRun::Log(_) | NotRun::ResultFile { .. } => exit::CANNOT_WRITE,
-            NotRun::Login(error) | NotRun::Refused(Refused::Api(error)) => exit::for_api(error),
-            NotRun::Refused(Refused::NoSuchTask { .. }) => exit::NOT_FOUND,
-            NotRun::Refused(_) => exit::NOT_CLAIMED,
+            NotRun::Login(error) => exit::for_api(error),
+            NotRun::Refused(refused) => refused.exit_code(),
             NotRun::Interrupted(signal) => for_signal(*signal),
             NotRun::Timeout(_) => exit::TIMEOUT,
             NotRun::Unfit(_) => exit::UNFIT,
@@ -66,7 +65,9 @@ impl NotRun {
             NotRun::Refused(refused) => match refused {
                 Refused::NoSuchTask { .. } => Reason::NotFound,
                 Refused::NotQueued { .. } => Reason::NotQueued,
-                Refused::TakenByAnother { .. } => Reason::TakenByAnother,
+                Refused::TakenByAnother { .. } | Refused::Held { .. } => Reason::TakenByAnother,
+                Refused::FirstRankSilent { .. } => Reason::NotQueued,
+                Refused::Ended { .. } => Reason::AlreadyEnded,
                 Refused::ReadOnly { .. } => Reason::ReadOnly,
                 Refused::Api(_) => Reason::Refused,
             },

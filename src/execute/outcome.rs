@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::report::Report;
 use crate::api::tasks::FinalStatus;
+use crate::cli::OnPreempt;
 use crate::container::error::Kind;
 use crate::mask::{Mask, Masked};
 use crate::process::death::{Death, Sender};
@@ -37,6 +38,10 @@ pub enum StopCause {
     Server { what: String },
     /// `--timeout`, in seconds.
     Timeout { after: u64 },
+    /// The machine is wanted back. `by`: the batch system and its job.
+    Preempted { by: String, then: OnPreempt },
+    /// Another rank of several failed.
+    Rank { what: String },
 }
 
 /// As part of a sentence.
@@ -48,6 +53,15 @@ impl std::fmt::Display for StopCause {
             StopCause::Timeout { after } => {
                 write!(f, "the run took longer than its --timeout of {after} s")
             }
+            StopCause::Preempted { by, then } => {
+                let then = match then {
+                    OnPreempt::Stop => "",
+                    OnPreempt::Requeue => ", the task goes back to its queue",
+                    OnPreempt::Keep => ", the task is kept for this job's next start",
+                };
+                write!(f, "{by} was asked to end (SIGTERM){then}")
+            }
+            StopCause::Rank { what } => f.write_str(what),
         }
     }
 }
@@ -89,8 +103,12 @@ pub mod exit {
     pub const ENVIRONMENT: u8 = 72;
     /// A file that was asked for cannot be written.
     pub const CANNOT_WRITE: u8 = 73;
-    /// The task is not to be had: not queued, or another agent has it.
-    pub const NOT_CLAIMED: u8 = 75;
+    /// The task has ended already, or is published: there is nothing to do.
+    pub const ENDED: u8 = 67;
+    /// The task waits in no queue.
+    pub const NOT_QUEUED: u8 = 75;
+    /// Another agent has the task.
+    pub const HELD_BY_ANOTHER: u8 = 76;
     /// The server does not accept the credentials.
     pub const NOT_ALLOWED: u8 = 77;
     /// The configuration is missing or wrong.
@@ -190,6 +208,16 @@ impl Outcome {
                         FinalStatus::Failed,
                         format!("timeout: {cause}"),
                         exit::TIMEOUT,
+                    ),
+                    StopCause::Preempted { .. } => (
+                        FinalStatus::Stopped,
+                        format!("preempted: {cause}"),
+                        for_signal(signal::TERM),
+                    ),
+                    StopCause::Rank { .. } => (
+                        FinalStatus::Failed,
+                        cause.to_string(),
+                        for_signal(signal::TERM),
                     ),
                 };
                 (

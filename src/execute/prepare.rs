@@ -134,6 +134,7 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
         log_level: job.log_level,
         worker: &run.settings.endpoint.worker,
         gpus: &job.gpus,
+        attempt: run.attempt(),
         task_env: &task_env(run),
         python_path: "",
     };

@@ -27,6 +27,10 @@ pub enum Reason {
     Aborted,
     /// `--timeout`.
     Timeout,
+    /// A batch system wanted its machine back.
+    Preempted,
+    /// Another rank of several failed.
+    RankFailed,
     /// The task asks for something that nobody can run.
     TaskInvalid,
     CheckoutFailed,
@@ -38,6 +42,8 @@ pub enum Reason {
     NotQueued,
     /// `--require-queue`, and another agent was faster.
     TakenByAnother,
+    /// `--require-queue`, and the task has ended.
+    AlreadyEnded,
     NotFound,
     /// The task is published.
     ReadOnly,
@@ -79,6 +85,8 @@ impl From<&Outcome> for Reason {
             Outcome::Stopped(StopCause::Signal(_)) => Reason::Interrupted,
             Outcome::Stopped(StopCause::Server { .. }) => Reason::Aborted,
             Outcome::Stopped(StopCause::Timeout { .. }) => Reason::Timeout,
+            Outcome::Stopped(StopCause::Preempted { .. }) => Reason::Preempted,
+            Outcome::Stopped(StopCause::Rank { .. }) => Reason::RankFailed,
             Outcome::Failed { stage, .. } => match stage {
                 Stage::Task => Reason::TaskInvalid,
                 Stage::Checkout => Reason::CheckoutFailed,
@@ -112,6 +120,9 @@ impl From<&Outcome> for Reason {
 pub struct RunResult<'a> {
     /// The task that was run: the copy, with `--clone`.
     pub task: String,
+    /// Counted from 1: more where this went on with an attempt that was broken off. Null where the task
+    /// was not taken.
+    pub attempt: Option<u32>,
     /// Null where the configuration was not understood, or the task not taken.
     pub worker: Option<String>,
     /// What the task's status was set to; null where the task was not taken.

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::claim::{self, Claimed};
+use super::batch;
+use super::claim::{self, Claimed, Mode, Ready, Refused, Taking};
 use super::follow::follow;
 use super::health;
-use super::job_env::Variables;
+use super::job_env::{Attempt, Variables};
 use super::node;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause, Verdict};
@@ -20,8 +21,8 @@ use super::timeline::{Phase, Timeline};
 use super::watch::watch;
 use super::{in_container, inside};
 use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
-use crate::api::{Session, workers};
-use crate::cli::{ExecuteArgs, GlobalArgs};
+use crate::api::{self, Session, workers};
+use crate::cli::{ExecuteArgs, GlobalArgs, IfDone};
 use crate::console::Console;
 use crate::journal::{self, Journal, Receipt, Upload};
 use crate::mask::{Mask, Secrets};
@@ -47,11 +48,27 @@ pub(super) struct Run {
     pub timeline: Arc<Timeline>,
     /// The job, for the monitor.
     pub script: monitor::Script,
+    /// Counted from 1.
+    pub attempt: u32,
+    /// How the attempt before ended.
+    pub former_end: Option<String>,
+}
+
+impl Run {
+    /// What the script is told of earlier attempts.
+    pub fn attempt(&self) -> Attempt<'_> {
+        Attempt {
+            number: self.attempt,
+            former_end: self.former_end.as_deref(),
+            last_iteration: self.task.last_iteration,
+        }
+    }
 }
 
 /// How a claimed run ended, and what was told of it.
 pub(super) struct Ending {
     pub task: String,
+    pub attempt: u32,
     pub worker: String,
     pub outcome: Outcome,
     pub verdict: Verdict,
@@ -109,13 +126,17 @@ pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask
     timeline.mark(Phase::Finished);
     let exit_code = match &ended {
         Ok(ending) => ending.verdict.exit_code,
+        Err(NotRun::Refused(ended @ Refused::Ended { .. })) if args.if_done == IfDone::Ok => {
+            eprintln!("clearml-agent: {}", mask.mask(&ended.to_string()));
+            0
+        }
         Err(not_run) => {
             eprintln!("clearml-agent: {}", mask.mask(&not_run.to_string()));
             not_run.exit_code()
         }
     };
     if let Some(file) = result_file
-        && let Err(error) = file.write(&result(&args.id, &ended, exit_code, &timeline, mask))
+        && let Err(error) = file.write(&result(&args, &ended, exit_code, &timeline, mask))
     {
         let path = file.path().display();
         eprintln!("clearml-agent: the result file {path} is not written: {error}");
@@ -124,7 +145,7 @@ pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask
 }
 
 fn result<'a>(
-    asked_for: &str,
+    args: &ExecuteArgs,
     ended: &Result<Ending, NotRun>,
     exit_code: u8,
     times: &'a Timeline,
@@ -143,7 +164,7 @@ fn result<'a>(
             ending.versions.clone(),
         ),
         Err(not_run) => (
-            asked_for.to_owned(),
+            args.id.clone().unwrap_or_default(),
             None,
             None,
             not_run.reason(),
@@ -156,6 +177,7 @@ fn result<'a>(
     };
     RunResult {
         task,
+        attempt: ended.as_ref().ok().map(|ending| ending.attempt),
         worker,
         status,
         reason,
@@ -232,37 +254,82 @@ async fn take(
     stop: &Stop,
     console: &Console,
 ) -> Result<(Session, Claimed), NotRun> {
-    let (session, task) = reach(settings, stop, console).await?;
-    let worker = &settings.endpoint.worker;
-    let claimed = claim::claim(&session, task, settings.mode, worker, console).await?;
-    Ok((session, claimed))
-}
-
-/// Logs in and reads the task.
-pub(super) async fn reach(
-    settings: &Settings,
-    stop: &Stop,
-    console: &Console,
-) -> Result<(Session, Task), NotRun> {
+    let taking = Taking {
+        mode: settings.mode,
+        worker: &settings.endpoint.worker,
+        run: &settings.run,
+        claimant: settings.claimant.as_ref(),
+    };
+    let spoken = std::sync::atomic::AtomicBool::new(false);
     let asking = async {
         let session = Session::login(&settings.endpoint)
             .await
             .map_err(NotRun::Login)?;
-        let task = claim::fetch(&session, &settings.task).await?;
+        spoken.store(true, std::sync::atomic::Ordering::Relaxed);
+        let task = when_ready(&session, settings, &taking, console).await?;
         Ok((session, task))
     };
     let patience = async {
         tokio::time::sleep(SILENCE).await;
-        console.say(format!(
-            "Waiting for the API server {}",
-            settings.endpoint.api_server
-        ));
+        if !spoken.load(std::sync::atomic::Ordering::Relaxed) {
+            console.say(format!(
+                "Waiting for the API server {}",
+                settings.endpoint.api_server
+            ));
+        }
         std::future::pending().await
     };
-    tokio::select! {
+    let (session, task) = tokio::select! {
         asked = asking => asked,
         never = patience => never,
         cause = stop.requested() => Err(interrupted(&cause)),
+    }?;
+    let claimed = claim::claim(&session, task, &taking, console).await?;
+    Ok((session, claimed))
+}
+
+/// How long the other ranks wait for the first to take the task, at least.
+const FIRST_RANK_LIMIT: Duration = Duration::from_secs(300);
+
+/// The task, as soon as it can be taken.
+async fn when_ready(
+    session: &Session,
+    settings: &Settings,
+    taking: &Taking<'_>,
+    console: &Console,
+) -> Result<Task, Refused> {
+    let (patience, shortest) = match taking.mode {
+        Mode::AfterFirst => (settings.wait.max(FIRST_RANK_LIMIT), 0.5),
+        _ => (settings.wait, 2.0),
+    };
+    let begin = tokio::time::Instant::now();
+    // Many wait for the same server: they are not to ask in step, and ever more seldom.
+    let mut pause = Duration::from_secs_f64(shortest);
+    let mut told = false;
+    let runs_here =
+        |claim: &str| journal::runs(&settings.journal.dir, settings.config.machine(), claim);
+    loop {
+        let task = claim::fetch(session, &settings.task).await?;
+        let why = match claim::ready(&task, taking, runs_here) {
+            Ready::Now => return Ok(task),
+            Ready::Never(why) => return Err(why),
+            Ready::Later(why) => why,
+        };
+        let left = patience.saturating_sub(begin.elapsed());
+        if left.is_zero() {
+            return Err(why);
+        }
+        if !told {
+            told = true;
+            console.say(format!(
+                "Waiting for task {} (its status is {}), for {} s at most",
+                task.id,
+                task.status,
+                patience.as_secs()
+            ));
+        }
+        tokio::time::sleep(pause.mul_f64(0.5 + api::random()).min(left)).await;
+        pause = (pause * 3 / 2).min(Duration::from_secs(15));
     }
 }
 
@@ -270,7 +337,10 @@ pub(super) fn interrupted(cause: &StopCause) -> NotRun {
     match cause {
         StopCause::Signal(signal) => NotRun::Interrupted(*signal),
         StopCause::Timeout { .. } => NotRun::Timeout(cause.to_string()),
-        StopCause::Server { what } => NotRun::Agent(what.clone()),
+        // These come after the claim.
+        StopCause::Server { .. } | StopCause::Preempted { .. } | StopCause::Rank { .. } => {
+            NotRun::Agent(cause.to_string())
+        }
     }
 }
 
@@ -297,6 +367,8 @@ async fn carry_out(
         stop: stop.clone(),
         timeline,
         script: monitor::Script::default(),
+        attempt: claimed.attempt,
+        former_end: claimed.former_end.clone(),
         settings,
     });
     let id = run.task.id.clone();
@@ -350,6 +422,7 @@ async fn carry_out(
     // Nothing of the run is left.
     drop(guard);
     let clean_up = tokio::task::spawn_blocking(move || drop(run_dir));
+    let outcome = batch::of_the_job(&run, outcome).await;
 
     if !outcome.is_of_script() {
         journal.release_setup();
@@ -363,7 +436,11 @@ async fn carry_out(
         run.console
             .say(format!("{}{}", last_line.as_str(), node::suffix(rank)));
     }
-    let status = (rank == 0).then_some(verdict.status);
+    let kept = batch::is_kept(&outcome);
+    let status = (rank == 0 && !kept).then_some(verdict.status);
+    if kept {
+        journal.status_is_told();
+    }
     if let Some(status) = status {
         journal.will_end(&journal::Ending {
             status,
@@ -378,6 +455,7 @@ async fn carry_out(
     if let Some(status) = status {
         write_status(&run, status, &verdict).await;
     }
+    batch::hand_on(&run, &outcome, &verdict).await;
     if let Some(claiming) = claiming {
         claiming.abort();
     }
@@ -392,6 +470,7 @@ async fn carry_out(
     }
     Ending {
         task: id,
+        attempt: run.attempt,
         worker,
         outcome,
         verdict,
@@ -412,7 +491,13 @@ pub(super) fn defect(panic: tokio::task::JoinError) -> Ran {
 /// Says in the task's runtime by which claim it runs, and, where the run is supervised, on which
 /// machine, as the Python agent does then.
 async fn record_claim(run: Arc<Run>) {
-    let mut more = vec![(tasks::CLAIM, run.settings.run.as_str())];
+    let attempt = run.attempt.to_string();
+    let mut more = Vec::new();
+    if run.settings.claimant.is_none() {
+        more.push((tasks::CLAIM, run.settings.run.as_str()));
+        more.push((claim::ATTEMPT, &attempt));
+        more.extend(run.former_end.is_some().then_some((claim::PREEMPTED, "")));
+    }
     if run.settings.monitoring == Monitoring::Full {
         more.push(("_exec_agent_hostname", run.settings.config.machine()));
     }

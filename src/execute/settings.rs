@@ -10,9 +10,10 @@ use super::job_env::{self, Gpus, Variables};
 use super::monitoring::MonitorSettings;
 use super::node;
 use super::outcome::exit;
+use super::scheduler::{self, Batch, Claimant};
 use super::worker_place::{self, Place};
 use crate::api::{Endpoint, Trust};
-use crate::cli::{ExecuteArgs, GlobalArgs, LogLevel};
+use crate::cli::{self, ExecuteArgs, GlobalArgs, LogLevel, OnPreempt};
 use crate::config::{self, Config, ConfigError, Lookup};
 use crate::container::settings as container;
 use crate::mask::Mask;
@@ -25,6 +26,10 @@ use crate::source::GitCredentials;
 #[derive(Debug)]
 pub struct Settings {
     pub task: String,
+    /// Who claims it, where that is a job that may be started again.
+    pub claimant: Option<Claimant>,
+    /// How long to wait for a task that can be taken later.
+    pub wait: Duration,
     /// The id of this run of it: its claim, and the mark of its processes.
     pub run: String,
     pub mode: Mode,
@@ -77,12 +82,19 @@ pub struct JobSettings {
     pub task_env: bool,
 }
 
+/// `--grace` where nobody says otherwise.
+pub const GRACE: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 pub struct StopSettings {
     /// What the script is sent first (`agent.stop_signal`).
     pub signal: i32,
-    /// How long it has then (`--grace`).
-    pub grace: Duration,
+    /// How long it has then (`--grace`); `None`: what Slurm leaves, or [`GRACE`].
+    pub grace: Option<Duration>,
+    /// What becomes of the task when a machine is wanted back; `None`: SIGTERM is a signal like others.
+    pub on_preempt: Option<OnPreempt>,
+    /// The batch system.
+    pub batch: Option<Batch>,
     /// How long the whole run may take (`--timeout`).
     pub timeout: Option<Duration>,
     /// `CLEARML_AGENT_ABORT_CALLBACK_CMD`.
@@ -127,6 +139,9 @@ pub enum SettingsError {
         option: &'static str,
         instead: &'static str,
     },
+    /// The command line is wrong, in a way that clap cannot see.
+    #[error("{0}")]
+    Usage(String),
     #[error("{0}")]
     Value(String),
     #[error(transparent)]
@@ -136,7 +151,7 @@ pub enum SettingsError {
 impl SettingsError {
     pub fn exit_code(&self) -> u8 {
         match self {
-            SettingsError::NotBuilt { .. } => exit::USAGE,
+            SettingsError::NotBuilt { .. } | SettingsError::Usage(_) => exit::USAGE,
             SettingsError::Value(_) | SettingsError::Config(_) => exit::CONFIG,
         }
     }
@@ -150,6 +165,7 @@ pub fn resolve(
     mask: &Mask,
 ) -> Result<Settings, SettingsError> {
     refuse_what_is_not_built(args)?;
+    let task = task(args, &env)?;
     let home = env.get("HOME").filter(|h| !h.is_empty()).map(PathBuf::from);
     let config = config::load(&Lookup {
         config_file: global.config_file.as_deref(),
@@ -199,7 +215,9 @@ pub fn resolve(
             .ok_or_else(|| no_folder(key))
     };
     Ok(Settings {
-        task: args.id.clone(),
+        task,
+        claimant: scheduler::claimant(&inherited),
+        wait: Duration::from_secs(args.wait),
         run,
         mode: mode(args, rank)?,
         monitoring: monitoring(args),
@@ -284,9 +302,14 @@ fn stop_settings(
         }
     };
     let limit = config.number(LIMIT)?.unwrap_or(1800.0);
+    let batch = scheduler::batch(inherited);
     Ok(StopSettings {
         signal,
-        grace: Duration::from_secs(args.grace),
+        grace: args.grace.map(Duration::from_secs),
+        on_preempt: args
+            .on_preempt
+            .or(batch.is_some().then_some(OnPreempt::Stop)),
+        batch,
         timeout: args.timeout.map(Duration::from_secs),
         callback,
         callback_limit: Duration::try_from_secs_f64(limit)
@@ -315,6 +338,50 @@ fn refuse_what_is_not_built(args: &ExecuteArgs) -> Result<(), SettingsError> {
         });
     }
     Ok(())
+}
+
+/// `--id`, the line of `--id-file` that is this job's, or `CLEARML_TASK_ID`.
+fn task(args: &ExecuteArgs, env: &Variables) -> Result<String, SettingsError> {
+    if let Some(id) = &args.id {
+        return Ok(id.clone());
+    }
+    let Some(file) = &args.id_file else {
+        let id = env
+            .get("CLEARML_TASK_ID")
+            .filter(|id| !id.trim().is_empty());
+        let id = id.ok_or_else(|| {
+            SettingsError::Usage(
+                "which task? Give --id TASK_ID, --id-file FILE, or CLEARML_TASK_ID".into(),
+            )
+        })?;
+        return cli::task_id(id)
+            .map_err(|why| SettingsError::Usage(format!("CLEARML_TASK_ID is {id:?}: {why}")));
+    };
+    let path = file.display();
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        SettingsError::Usage(format!("cannot read {path} (--id-file): {error}"))
+    })?;
+    let lines: Vec<&str> = text.lines().collect();
+    let filled = lines.iter().filter(|line| !line.trim().is_empty()).count();
+    let number = match scheduler::line(env) {
+        Some(number) => number.map_err(SettingsError::Usage)?,
+        None if filled == 1 => 1 + lines.iter().position(|l| !l.trim().is_empty()).unwrap_or(0),
+        None => {
+            return Err(SettingsError::Usage(format!(
+                "{path} (--id-file) has {filled} task ids, and neither SLURM_ARRAY_TASK_ID nor \
+                 JOB_COMPLETION_INDEX says which is this job's"
+            )));
+        }
+    };
+    let line = lines
+        .get(number - 1)
+        .map(|line| line.trim())
+        .unwrap_or_default();
+    cli::task_id(line).map_err(|why| {
+        SettingsError::Usage(format!(
+            "line {number} of {path} (--id-file) is {line:?}: {why}"
+        ))
+    })
 }
 
 fn mode(args: &ExecuteArgs, rank: u32) -> Result<Mode, SettingsError> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::claim::FAILED_RANK;
 use super::outcome::StopCause;
 use super::stop::Stop;
 use crate::api::tasks::{self, Standing};
@@ -29,6 +30,10 @@ pub async fn watch(session: Arc<Session>, task: String, stop: Stop) {
         }
         match tasks::standing(&session, &task).await {
             Ok(standing) => {
+                if let Some(what) = standing.as_ref().and_then(failed_rank) {
+                    stop.request(StopCause::Rank { what });
+                    return;
+                }
                 if let Some(what) = reads_as_stop(standing.as_ref(), &mut taken_away) {
                     stop.request(StopCause::Server { what });
                     return;
@@ -45,6 +50,12 @@ pub async fn watch(session: Arc<Session>, task: String, stop: Stop) {
             }
         }
     }
+}
+
+/// A rank of several that failed, in words.
+pub(super) fn failed_rank(standing: &Standing) -> Option<String> {
+    let failed = standing.runtime.get(FAILED_RANK)?.as_str()?;
+    (!failed.is_empty()).then(|| failed.to_owned())
 }
 
 /// What in a task's standing means that it is to stop, in words; `taken_away` counts the looks in a

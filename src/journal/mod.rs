@@ -310,6 +310,11 @@ impl Journal {
     }
 }
 
+/// Whether an agent on this machine still runs by `claim`, as its journal in `dir` says.
+pub fn runs(dir: &std::path::Path, machine: &str, claim: &str) -> bool {
+    spool::is_held(dir, machine, claim)
+}
+
 /// What became of a journal that is closed; removes it unless something of it is still to be sent.
 fn end_of(shared: &Shared) -> Receipt {
     let receipt = shared.receipt();

@@ -196,21 +196,35 @@ impl Job {
         how
     }
 
-    /// Sends `signal` to the job's process group, waits up to `grace` for everything to end, then
-    /// sends SIGKILL to all of the job, wherever it went.
-    pub async fn stop(&mut self, signal: i32, grace: Duration) -> Ended {
+    /// Sends a signal to the job's process group; nothing more comes of it here.
+    pub fn signal(&self, signal: i32) {
+        if let Some(signal) = Signal::from_named_raw(signal).filter(|_| self.reap.is_some()) {
+            self.signal_group(signal);
+        }
+    }
+
+    /// Sends `signal` to the job's process group, waits up to `grace` (which may take a moment to be
+    /// known) for everything to end, then sends SIGKILL to all of the job, wherever it went.
+    pub async fn stop(&mut self, signal: i32, grace: impl Future<Output = Duration>) -> Ended {
         let signal = Signal::from_named_raw(signal).unwrap_or(Signal::TERM);
         self.sent(signal);
-        let deadline = Instant::now() + grace;
+        let asked = Instant::now();
         if self.reap.is_some() {
             self.signal_group(signal);
             // A job that is held by SIGSTOP gets its signal only when it goes on.
             self.signal_group(Signal::CONT);
         }
-        if tokio::time::timeout_at(deadline, self.leader_end())
-            .await
-            .is_err()
-        {
+        let mut deadline = asked;
+        let patience = async {
+            deadline += grace.await;
+            tokio::time::sleep_until(deadline).await;
+        };
+        let in_time = tokio::select! {
+            biased;
+            _ = self.leader_end() => true,
+            () = patience => false,
+        };
+        if !in_time {
             self.sent(Signal::KILL);
             self.signal_group(Signal::KILL);
         }
