@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::server::ServerArgs;
 use crate::server::demo::DemoArgs;
@@ -121,7 +122,7 @@ pub struct ExecuteArgs {
     pub if_done: IfDone,
 
     /// Run inside a Docker container: IMAGE and its `docker run` arguments, as one quoted string
-    /// or as separate words
+    /// or as separate words; alone, the image of the task or of `agent.default_docker`
     #[arg(
         long,
         value_name = "IMAGE ARGS",
@@ -133,6 +134,9 @@ pub struct ExecuteArgs {
     /// Use only what is on this machine: no clone, no installation
     #[arg(long, help_heading = "Where it runs")]
     pub standalone_mode: bool,
+    /// This is the agent inside a container; DIR is what the agent on the host has left for it
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub inside: Option<PathBuf>,
     /// GPUs the task may see: 0, or 0,1,2, or all (sets NVIDIA_VISIBLE_DEVICES)
     #[arg(
         long,
@@ -219,7 +223,8 @@ pub enum IfDone {
     Fail,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnPreempt {
     Stop,
     Requeue,

@@ -9,6 +9,8 @@ use serde::Serialize as _;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 
 use crate::config::hocon;
+use crate::container::run_args::{self, Host, RunArgs};
+use crate::container::template;
 use crate::mask::{Mask, Masker, Secrets};
 use crate::python::requirements::{self, Line, List, Reading};
 
@@ -187,5 +189,49 @@ fn assert_address_stays(line: &str, list: &List) {
                 && name.contains('[') == name.contains(']');
             assert!(said || !names_a_place, "{line:?} became {text:?}");
         }
+    }
+}
+
+/// Arguments are read or refused with a reason; taken apart and written again they are the same, and
+/// what is left out of them is not in them.
+pub fn docker_args(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return;
+    };
+    let named = template::substitute(text, &|name| name.strip_prefix("TASK.").map(str::to_owned));
+    if !named.contains('$') {
+        assert_eq!(named, template::substitute(&named, &|_| None));
+    }
+    // Lines are words as a list in the configuration has them.
+    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    for words in [run_args::split(text).unwrap_or_default(), lines] {
+        docker_words(&words);
+    }
+}
+
+fn docker_words(words: &[String]) {
+    let flags = match run_args::flags(words) {
+        Ok(flags) => flags,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    let again = run_args::without(&flags, |_| false);
+    assert_eq!(run_args::flags(&again).expect("they were flags"), flags);
+    let volume = |word: &run_args::Word| run_args::is_named(word, "v");
+    let less = run_args::flags(&run_args::without(&flags, volume)).expect("they were flags");
+    assert!(less.iter().all(|word| word.name != "volume"));
+
+    let env = BTreeMap::from([("NAME".to_owned(), "value".to_owned())]);
+    let host = Host {
+        env: &env,
+        cwd: Path::new("/nonexistent"),
+    };
+    let body = RunArgs::parse(words).and_then(|args| {
+        drop(args.check_engine((1, 41)));
+        drop(args.further_networks());
+        args.to_create(&host)
+    });
+    match body {
+        Ok(body) => assert!(serde_json::to_value(&body).is_ok()),
+        Err(error) => assert!(!error.to_string().is_empty()),
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod error;
 pub mod events;
+pub mod projects;
 pub mod queues;
 pub mod retry;
 pub mod session;

@@ -297,6 +297,11 @@ impl Session {
         })
     }
 
+    /// Whether the server offers the features of this name (`basic`: the open-source one's).
+    pub async fn has_feature_set(&self, name: &str) -> bool {
+        self.token.lock().await.names(name)
+    }
+
     /// The header for the next call; renews a token that is about to end.
     async fn bearer(&self, patience: Patience) -> Result<HeaderValue, ApiError> {
         let mut token = self.token.lock().await;

@@ -64,6 +64,33 @@ pub async fn get_by_id(session: &Session, id: &str) -> Result<Option<Task>, ApiE
     }
 }
 
+/// The task's document as the server has it, with parts that no run but one in a container needs.
+/// Null where the task is gone.
+pub async fn document(session: &Session, id: &str) -> Result<Value, ApiError> {
+    let request = json!({"id": [id], "search_hidden": true});
+    let mut answer: Value = session
+        .call("tasks.get_all", &request, Patience::Start)
+        .await?;
+    Ok(answer["tasks"][0].take())
+}
+
+/// Replaces the task's `container` section.
+pub async fn set_container(
+    session: &Session,
+    id: &str,
+    image: &str,
+    arguments: &str,
+    setup_shell_script: &str,
+) -> Result<(), ApiError> {
+    let request = json!({"task": id, "force": true, "container": {
+        "image": image, "arguments": arguments, "setup_shell_script": setup_shell_script,
+    }});
+    session
+        .call::<Value>("tasks.edit", &request, Patience::Passing)
+        .await
+        .map(drop)
+}
+
 /// What an agent looks at while the task runs.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Standing {

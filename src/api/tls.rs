@@ -16,13 +16,18 @@ pub enum Trust {
     Anything,
 }
 
-/// A client builder with this trust; proxies come from the usual environment variables.
-pub fn client_builder(trust: &Trust) -> Result<reqwest::ClientBuilder, String> {
+/// Chooses the TLS provider, for every client of this process.
+pub fn install_provider() {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
         // An error only says that one is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
+}
+
+/// A client builder with this trust; proxies come from the usual environment variables.
+pub fn client_builder(trust: &Trust) -> Result<reqwest::ClientBuilder, String> {
+    install_provider();
     let builder = reqwest::Client::builder();
     Ok(match trust {
         Trust::System => builder,

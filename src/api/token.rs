@@ -1,5 +1,5 @@
-//! What the agent reads of the server's token (a JWT): when it ends, and what kind of server it is. The signature is the server's
-//! business.
+//! What the agent reads of the server's token (a JWT): when it ends, and what kind of server this is.
+//! The signature is the server's business.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,6 +12,7 @@ use crate::secret::Secret;
 pub struct Token {
     pub value: Secret,
     life: Option<Life>,
+    /// What the server offers: `basic` is the open-source one.
     feature_set: Option<String>,
 }
 
@@ -48,6 +49,11 @@ impl Token {
     /// What the server can do, in its own word: `basic` is the open-source one.
     pub fn feature_set(&self) -> &str {
         self.feature_set.as_deref().unwrap_or("basic")
+    }
+
+    /// Whether the server says that it offers `feature_set`.
+    pub fn names(&self, feature_set: &str) -> bool {
+        self.feature_set.as_deref() == Some(feature_set)
     }
 
     /// Whether a new one should be fetched before the next call: less than a tenth of its life is
@@ -90,6 +96,14 @@ mod tests {
         let short = token(r#"{"iat": 100, "exp": 104}"#);
         assert!(!short.ends_soon(100));
         assert!(short.ends_soon(102));
+    }
+
+    #[test]
+    fn a_token_says_what_the_server_offers() {
+        assert!(token(r#"{"exp": 1, "feature_set": "advanced"}"#).names("advanced"));
+        assert!(!token(r#"{"exp": 1, "feature_set": "basic"}"#).names("advanced"));
+        assert!(!token(r#"{"exp": 1, "feature_set": null}"#).names("advanced"));
+        assert!(!Token::new("opaque").names("advanced"));
     }
 
     #[test]

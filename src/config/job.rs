@@ -44,6 +44,16 @@ impl Config {
         format!("{:#}\n", object.to_json())
     }
 
+    /// The configuration for the agent inside a container, as JSON: the user's file with everything
+    /// looked up and the environment laid over it, and `changes` over that (dotted keys). It holds secrets.
+    pub fn for_container(&self, changes: &[(&str, String)]) -> String {
+        let mut object = self.given.clone();
+        for (key, text) in changes {
+            object.set_at(key, Value::Text(text.clone()));
+        }
+        format!("{:#}\n", object.to_json())
+    }
+
     /// The `environment` section: variables to set for the job, over inherited ones.
     pub fn job_variables(&self) -> &Variables {
         &self.section_variables

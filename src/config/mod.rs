@@ -201,6 +201,11 @@ impl Config {
         Some(expand(&self.text(key)?, &self.env, self.home.as_deref()))
     }
 
+    /// `~/NAME`, where there is a home.
+    pub fn in_home(&self, name: &str) -> Option<PathBuf> {
+        Some(self.home.as_ref()?.join(name))
+    }
+
     /// The name of this machine.
     pub fn machine(&self) -> &str {
         &self.host_name

@@ -5,7 +5,7 @@ use super::outcome::{Outcome, StopCause, Verdict};
 use super::run::Run;
 use super::watch::failed_rank;
 use crate::api::ApiError;
-use crate::api::tasks;
+use crate::api::tasks::{self, FinalStatus};
 use crate::cli::OnPreempt;
 use crate::process::signal::TERM;
 
@@ -95,6 +95,7 @@ async fn tell_of_failure(run: &Run, outcome: &Outcome, verdict: &Verdict) -> Res
     let failed = match outcome {
         Outcome::Exited { code } => *code != 0,
         Outcome::Died { .. } | Outcome::Failed { .. } => true,
+        Outcome::Inside(report) => report.status() == FinalStatus::Failed,
         Outcome::Stopped(_) => false,
     };
     if !failed || run.settings.claimant.is_none() {

@@ -125,8 +125,7 @@ async fn stop(
             () = run.stop.hurried() => {}
         }
     }
-    let grace = settings.grace();
-    let then = match grace {
+    let then = match settings.grace() {
         Some(grace) => format!("if it still runs after {} s", grace.as_secs()),
         None => "before Slurm sends it (KillWait)".into(),
     };
@@ -134,14 +133,8 @@ async fn stop(
         "Stopping the script ({cause}): {}, and SIGKILL {then}",
         signal::name(settings.signal),
     ));
-    let patience = async {
-        match grace {
-            Some(grace) => grace,
-            None => slurm::kill_wait().await.map_or(GRACE, slurm::grace),
-        }
-    };
     let ended = tokio::select! {
-        ended = job.stop(settings.signal, patience) => Some(ended),
+        ended = job.stop(settings.signal, grace(run)) => Some(ended),
         () = run.stop.hurried() => None,
     };
     match ended {
@@ -155,8 +148,16 @@ async fn stop(
     }
 }
 
+/// How long the script has to end.
+pub(super) async fn grace(run: &Run) -> Duration {
+    match run.settings.stop.grace() {
+        Some(grace) => grace,
+        None => slurm::kill_wait().await.map_or(GRACE, slurm::grace),
+    }
+}
+
 /// Sends what earlier runs on this machine left in the journals' folder.
-async fn send_leftovers(session: Arc<Session>, of: Option<(PathBuf, String)>) {
+pub(super) async fn send_leftovers(session: Arc<Session>, of: Option<(PathBuf, String)>) {
     let Some((dir, machine)) = of else {
         return;
     };

@@ -3,14 +3,18 @@
 mod abort_callback;
 mod batch;
 pub mod claim;
+mod container_plan;
 mod follow;
 mod health;
+mod in_container;
+mod inside;
 pub mod job_env;
 mod monitoring;
 mod node;
 mod not_run;
 pub mod outcome;
 mod prepare;
+pub mod report;
 pub mod result;
 pub mod run;
 pub mod run_dir;

@@ -1,8 +1,14 @@
 //! How a run ended, and what follows from it alone: the task's status and reason, the last line of
 //! the log, the agent's exit code.
 
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::report::Report;
 use crate::api::tasks::FinalStatus;
 use crate::cli::OnPreempt;
+use crate::container::error::Kind;
 use crate::mask::{Mask, Masked};
 use crate::process::death::{Death, Sender};
 use crate::process::{Ended, signal};
@@ -18,10 +24,13 @@ pub enum Outcome {
     Stopped(StopCause),
     /// The script was never started, or could not be followed.
     Failed { stage: Stage, cause: String },
+    /// It ran in a container, and the agent in there says how it ended.
+    Inside(Arc<Report>),
 }
 
 /// Who asked for the stop.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StopCause {
     /// The agent got this signal.
     Signal(i32),
@@ -67,6 +76,8 @@ pub enum Stage {
     Launch,
     /// Something of the agent's own: its folders, its log.
     Agent,
+    /// The container that it is to run in.
+    Container(Kind),
 }
 
 /// The agent's own exit codes: sysexits(3), so that they are told from a script's. Usage errors
@@ -86,6 +97,8 @@ pub mod exit {
     pub const AGENT: u8 = 70;
     /// This machine's GPUs are not fit for work: drain it, and run the task elsewhere.
     pub const UNFIT: u8 = 71;
+    /// The container engine is not there, or this machine cannot give what the container needs.
+    pub const ENGINE: u8 = 74;
     /// The Python environment could not be built.
     pub const ENVIRONMENT: u8 = 72;
     /// A file that was asked for cannot be written.
@@ -122,8 +135,8 @@ pub struct Verdict {
     pub status: FinalStatus,
     /// The task's `status_reason`: one line.
     pub reason: Masked,
-    /// The last line of the log.
-    pub last_line: Masked,
+    /// The last line of the log; none where the log has it already.
+    pub last_line: Option<Masked>,
     pub exit_code: u8,
 }
 
@@ -143,7 +156,11 @@ impl Outcome {
 
     /// Whether the script ran to an end of its own.
     pub fn is_of_script(&self) -> bool {
-        matches!(self, Outcome::Exited { .. } | Outcome::Died { .. })
+        match self {
+            Outcome::Exited { .. } | Outcome::Died { .. } => true,
+            Outcome::Inside(report) => report.is_of_script(),
+            Outcome::Stopped(_) | Outcome::Failed { .. } => false,
+        }
     }
 
     /// Status words are the Python agent's where it has them (`worker execution done`,
@@ -216,11 +233,28 @@ impl Outcome {
                 format!("{}: {cause}", stage.words()),
                 stage.exit_code(),
             ),
+            Outcome::Inside(report) => {
+                let message = report.message();
+                let unsaid = !report.came_to_the_task();
+                let stopped = report.status() == FinalStatus::Stopped;
+                let last_line = match () {
+                    () if unsaid => Some(format!("Process failed {message}")),
+                    () if stopped => Some(format!("Process stopped: {message}")),
+                    // The agent inside has said it.
+                    () => None,
+                };
+                return Verdict {
+                    status: report.status(),
+                    reason: mask.mask(&message),
+                    last_line: last_line.map(|line| mask.mask(&line)),
+                    exit_code: report.exit_code,
+                };
+            }
         };
         Verdict {
             status,
             reason: mask.mask(&reason),
-            last_line: mask.mask(&last_line),
+            last_line: Some(mask.mask(&last_line)),
             exit_code,
         }
     }
@@ -234,6 +268,7 @@ impl Stage {
             Stage::Environment => "failed building the Python environment",
             Stage::Launch => "failed starting the script",
             Stage::Agent => "the agent failed",
+            Stage::Container(_) => "failed running the container",
         }
     }
 
@@ -243,6 +278,19 @@ impl Stage {
             Stage::Checkout => exit::NOT_FOUND,
             Stage::Environment => exit::ENVIRONMENT,
             Stage::Agent => exit::AGENT,
+            Stage::Container(kind) => match kind {
+                Kind::NoEngine
+                | Kind::PortTaken
+                | Kind::NameTaken
+                | Kind::DiskFull
+                | Kind::NoGpu
+                | Kind::Engine => exit::ENGINE,
+                Kind::EngineNotAllowed | Kind::PullDenied => exit::NOT_ALLOWED,
+                Kind::NoSuchImage => exit::NOT_FOUND,
+                Kind::OutOfMemory => for_signal(signal::KILL),
+                Kind::RegistryUnreachable | Kind::NoServer => exit::NO_SERVER,
+                Kind::BadArguments | Kind::ImageUnsuitable => exit::TASK,
+            },
         }
     }
 }
@@ -361,6 +409,7 @@ mod tests {
         .verdict(&Mask::default());
         let reason = verdict.reason.as_str();
         assert!(reason.ends_with("é…") && reason.chars().count() < 640);
-        assert!(verdict.last_line.as_str().chars().count() > 2000);
+        let last_line = verdict.last_line.unwrap();
+        assert!(last_line.as_str().chars().count() > 2000);
     }
 }

@@ -3,17 +3,18 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::outcome::{Outcome, Stage, StopCause};
 use super::timeline::Timeline;
 use crate::api::tasks::FinalStatus;
+use crate::container::error::Kind;
 use crate::journal::{Amount, Receipt};
 use crate::mask::Masked;
 use crate::process::{Ended, Usage};
 
 /// Why a run ended as it did: what a scheduler decides on. Names stay; new ones may come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// The script ended with 0.
@@ -54,9 +55,25 @@ pub enum Reason {
     LogFileFailed,
     /// `agent.gpu_health_check` refused: a GPU of this machine is not well.
     NodeUnfit,
+    NoEngine,
+    EngineNotAllowed,
+    NoSuchImage,
+    PullDenied,
+    RegistryUnreachable,
+    ContainerArgumentsInvalid,
+    PortTaken,
+    ContainerNameTaken,
+    EngineDiskFull,
+    NoGpu,
+    ImageUnsuitable,
+    /// Another word of the engine's.
+    EngineFailed,
     /// The script failed, and why is known: the word for its [`crate::process::death::Death`].
     #[serde(untagged)]
     Died(&'static str),
+    /// What the agent in the container says.
+    #[serde(untagged)]
+    Inside(String),
 }
 
 impl From<&Outcome> for Reason {
@@ -76,7 +93,24 @@ impl From<&Outcome> for Reason {
                 Stage::Environment => Reason::EnvFailed,
                 Stage::Launch => Reason::LaunchFailed,
                 Stage::Agent => Reason::AgentFailed,
+                Stage::Container(kind) => match kind {
+                    Kind::NoEngine => Reason::NoEngine,
+                    Kind::EngineNotAllowed => Reason::EngineNotAllowed,
+                    Kind::NoSuchImage => Reason::NoSuchImage,
+                    Kind::PullDenied => Reason::PullDenied,
+                    Kind::RegistryUnreachable => Reason::RegistryUnreachable,
+                    Kind::BadArguments => Reason::ContainerArgumentsInvalid,
+                    Kind::PortTaken => Reason::PortTaken,
+                    Kind::NameTaken => Reason::ContainerNameTaken,
+                    Kind::DiskFull => Reason::EngineDiskFull,
+                    Kind::NoGpu => Reason::NoGpu,
+                    Kind::ImageUnsuitable => Reason::ImageUnsuitable,
+                    Kind::NoServer => Reason::NoServer,
+                    Kind::OutOfMemory => Reason::Died("oom_killed"),
+                    Kind::Engine => Reason::EngineFailed,
+                },
             },
+            Outcome::Inside(report) => Reason::Inside(report.reason.clone()),
         }
     }
 }
@@ -127,7 +161,7 @@ impl Default for Versions {
     }
 }
 
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Script {
     pub exit_code: Option<i32>,
     pub signal: Option<i32>,
@@ -151,6 +185,7 @@ impl From<&Outcome> for Script {
                 exit_code: None,
                 signal: Some(*signal),
             },
+            Outcome::Inside(report) => report.script.clone(),
             Outcome::Stopped(_) | Outcome::Failed { .. } => Script::default(),
         }
     }

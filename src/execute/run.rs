@@ -19,6 +19,7 @@ use super::settings::{self, Monitoring, Settings};
 use super::stop::Stop;
 use super::timeline::{Phase, Timeline};
 use super::watch::watch;
+use super::{in_container, inside};
 use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
 use crate::api::{self, Session, workers};
 use crate::cli::{ExecuteArgs, GlobalArgs, IfDone};
@@ -48,9 +49,9 @@ pub(super) struct Run {
     /// The job, for the monitor.
     pub script: monitor::Script,
     /// Counted from 1.
-    attempt: u32,
+    pub attempt: u32,
     /// How the attempt before ended.
-    former_end: Option<String>,
+    pub former_end: Option<String>,
 }
 
 impl Run {
@@ -65,36 +66,43 @@ impl Run {
 }
 
 /// How a claimed run ended, and what was told of it.
-struct Ending {
-    task: String,
-    attempt: u32,
-    worker: String,
-    outcome: Outcome,
-    verdict: Verdict,
+pub(super) struct Ending {
+    pub task: String,
+    pub attempt: u32,
+    pub worker: String,
+    pub outcome: Outcome,
+    pub verdict: Verdict,
     /// `None` where the status is another rank's to write.
-    status: Option<FinalStatus>,
-    receipt: Receipt,
-    usage: Option<Usage>,
-    versions: Versions,
+    pub status: Option<FinalStatus>,
+    pub receipt: Receipt,
+    pub usage: Option<Usage>,
+    pub versions: Versions,
 }
 
 /// What a run came to, before it is told.
-struct Ran {
-    outcome: Outcome,
+pub(super) struct Ran {
+    pub outcome: Outcome,
     /// To be removed.
-    run_dir: Option<RunDir>,
-    usage: Option<Usage>,
-    versions: Versions,
+    pub run_dir: Option<RunDir>,
+    pub usage: Option<Usage>,
+    pub versions: Versions,
 }
 
 impl From<Outcome> for Ran {
-    /// Nothing ran.
+    /// With what the agent in the container says of it; else nothing ran.
     fn from(outcome: Outcome) -> Self {
+        let mut versions = Versions::default();
+        let mut usage = None;
+        if let Outcome::Inside(report) = &outcome {
+            usage = report.usage;
+            versions.python = report.versions.python.clone();
+            versions.commit = report.versions.commit.clone();
+        }
         Self {
             outcome,
             run_dir: None,
-            usage: None,
-            versions: Versions::default(),
+            usage,
+            versions,
         }
     }
 }
@@ -111,7 +119,10 @@ pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask
             return not_run.exit_code();
         }
     };
-    let ended = attempt(&args, &global, env, mask, timeline.clone()).await;
+    let ended = match &args.inside {
+        None => attempt(&args, &global, env, mask, timeline.clone()).await,
+        Some(folder) => inside::attempt(&args, &global, env, mask, timeline.clone(), folder).await,
+    };
     timeline.mark(Phase::Finished);
     let exit_code = match &ended {
         Ok(ending) => ending.verdict.exit_code,
@@ -362,9 +373,13 @@ async fn carry_out(
     });
     let id = run.task.id.clone();
     let monitoring = run.settings.monitoring;
-    let guard = Guard::start(&run.settings.run)
-        .inspect_err(|error| tracing::debug!(%error, "no guard"))
-        .ok();
+    // A container ends by itself when nobody watches over it.
+    let guard = match run.settings.container {
+        Some(_) => None,
+        None => Guard::start(&run.settings.run)
+            .inspect_err(|error| tracing::debug!(%error, "no guard"))
+            .ok(),
+    };
     let rank = run.settings.rank;
     let claiming = if rank == 0 {
         journal.answer_for(&journal::Held {
@@ -396,13 +411,7 @@ async fn carry_out(
     // A task of its own: a defect that panics in there still ends here, with a status.
     let ran = tokio::spawn(prepare_and_follow(run.clone()))
         .await
-        .unwrap_or_else(|panic| {
-            let outcome = Outcome::Failed {
-                stage: Stage::Agent,
-                cause: format!("a defect of the agent, please report it: {panic}"),
-            };
-            Ran::from(outcome)
-        });
+        .unwrap_or_else(defect);
     let Ran {
         outcome,
         run_dir,
@@ -423,9 +432,10 @@ async fn carry_out(
         verdict.exit_code = 0;
     }
     run.script.ended();
-    let last_line = verdict.last_line.as_str();
-    run.console
-        .say(format!("{last_line}{}", node::suffix(rank)));
+    if let Some(last_line) = &verdict.last_line {
+        run.console
+            .say(format!("{}{}", last_line.as_str(), node::suffix(rank)));
+    }
     let kept = batch::is_kept(&outcome);
     let status = (rank == 0 && !kept).then_some(verdict.status);
     if kept {
@@ -469,6 +479,13 @@ async fn carry_out(
         usage,
         versions,
     }
+}
+
+pub(super) fn defect(panic: tokio::task::JoinError) -> Ran {
+    Ran::from(Outcome::Failed {
+        stage: Stage::Agent,
+        cause: format!("a defect of the agent, please report it: {panic}"),
+    })
 }
 
 /// Says in the task's runtime by which claim it runs, and, where the run is supervised, on which
@@ -520,7 +537,7 @@ async fn write_status(run: &Run, status: FinalStatus, verdict: &Verdict) {
 }
 
 /// What the task itself holds of secrets: passwords in its addresses, and variables that it sets.
-fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
+pub(super) fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
     if let Some(script) = &task.script {
         secrets.add_urls("the task's repository", &script.repository);
         for kind in ["pip", "org_pip", "conda"] {
@@ -539,13 +556,16 @@ fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
 /// has done its work, not how the script ended.
 fn hides_exit_code(settings: &Settings, outcome: &Outcome) -> bool {
     !settings.propagate_exit_code
-        && settings.monitoring == Monitoring::Full
+        && (settings.monitoring == Monitoring::Full || settings.container.is_some())
         && outcome.is_of_script()
 }
 
 /// Code and environment, then the script to its end. The folder is given back to be removed beside
 /// the last calls.
-async fn prepare_and_follow(run: Arc<Run>) -> Ran {
+pub(super) async fn prepare_and_follow(run: Arc<Run>) -> Ran {
+    if let Some(settings) = &run.settings.container {
+        return in_container::run(&run, settings).await.into();
+    }
     let runs_dir = &run.settings.runs_dir;
     let run_dir = match RunDir::create(runs_dir, &run.task.id) {
         Ok(run_dir) => run_dir,

@@ -15,6 +15,7 @@ use super::worker_place::{self, Place};
 use crate::api::{Endpoint, Trust};
 use crate::cli::{self, ExecuteArgs, GlobalArgs, LogLevel, OnPreempt};
 use crate::config::{self, Config, ConfigError, Lookup};
+use crate::container::settings as container;
 use crate::mask::Mask;
 use crate::process::{guard, signal};
 use crate::python;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub job: JobSettings,
     pub git: GitSettings,
     pub python: python::Settings,
+    /// `--docker`: the run goes into a container.
+    pub container: Option<container::Settings>,
     /// Where the runs' private folders are made (`agent.venvs_dir`).
     pub runs_dir: PathBuf,
     pub journal: JournalSettings,
@@ -188,6 +191,13 @@ pub fn resolve(
     // What the script inherits, and with it every tool that is run for it.
     let mut inherited = env;
     inherited.extend(config.job_variables().clone());
+    let container = match &args.docker {
+        Some(words) => {
+            let read = container::Settings::read(words, &config, &inherited);
+            Some(read.map_err(|error| SettingsError::Value(error.to_string()))?)
+        }
+        None => None,
+    };
     let run = uuid::Uuid::new_v4().simple().to_string();
     inherited.insert(guard::MARK.into(), run.clone());
     let stop = stop_settings(args, &config, &mut inherited)?;
@@ -234,6 +244,7 @@ pub fn resolve(
         },
         python: python::Settings::from_lookup(&|key| config.value(key).cloned(), &inherited)
             .map_err(SettingsError::Value)?,
+        container,
         runs_dir: folder("agent.venvs_dir")?,
         journal: JournalSettings {
             dir: folder("agent.journal.path")?,
@@ -328,12 +339,6 @@ fn journal_limit(config: &Config) -> Result<u64, SettingsError> {
 }
 
 fn refuse_what_is_not_built(args: &ExecuteArgs) -> Result<(), SettingsError> {
-    if args.docker.is_some() {
-        return Err(SettingsError::NotBuilt {
-            option: "--docker",
-            instead: "leave it out to run the task on this machine",
-        });
-    }
     if args.standalone_mode {
         return Err(SettingsError::NotBuilt {
             option: "--standalone-mode",

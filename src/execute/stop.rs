@@ -77,10 +77,15 @@ impl Stop {
     }
 
     fn signalled(&self, number: i32) {
+        self.ask(StopCause::Signal(number));
+    }
+
+    /// Asks for the stop; asked again, there is to be no waiting.
+    pub fn ask(&self, cause: StopCause) {
         if self.cause.get().is_some() {
             self.hurry.cancel();
         }
-        self.request(StopCause::Signal(number));
+        self.request(cause);
     }
 
     /// The next signal that is to be passed on as it is (SIGUSR1, SIGUSR2): `#SBATCH --signal=USR1@300`.

@@ -3,11 +3,11 @@
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
-use serde::Serialize;
 use serde::ser::SerializeMap as _;
+use serde::{Deserialize, Serialize};
 
 /// What a run comes to, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     Started,
@@ -35,8 +35,12 @@ impl Timeline {
     }
 
     pub fn mark(&self, phase: Phase) {
+        self.mark_at(phase, Timestamp::now());
+    }
+
+    pub fn mark_at(&self, phase: Phase, at: Timestamp) {
         let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        marks.push((phase, Timestamp::now()));
+        marks.push((phase, at));
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::death::{self, Death, Evidence};
 use super::job_group::{Entrance, JobGroup};
@@ -26,14 +26,14 @@ pub struct Account {
 }
 
 /// What a job used. None where nothing on this machine tells.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// The most memory that all of it had at once, in bytes: as its control group counts it (files in
     /// the page cache too), or else as seen at looks a few seconds apart.
     #[serde(rename = "peak_memory_bytes")]
     pub peak_memory: Option<u64>,
     /// Seconds of processor time, user and system.
-    #[serde(serialize_with = "seconds")]
+    #[serde(serialize_with = "seconds", deserialize_with = "from_seconds")]
     #[serde(rename = "cpu_seconds")]
     pub cpu: Option<Duration>,
 }
@@ -41,6 +41,11 @@ pub struct Usage {
 fn seconds<S: serde::Serializer>(cpu: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
     cpu.map(|cpu| (cpu.as_secs_f64() * 1000.0).round() / 1000.0)
         .serialize(to)
+}
+
+fn from_seconds<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let seconds: Option<f64> = Option::deserialize(from)?;
+    Ok(seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()))
 }
 
 /// The watch that is kept on a job while it runs.

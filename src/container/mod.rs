@@ -1,0 +1,21 @@
+//! A run inside a container: where the engine is, the image, what goes in, and the container's life
+//! around the inner agent.
+
+pub mod archive;
+pub mod caches;
+pub mod choice;
+pub mod credentials;
+pub mod engine;
+pub mod error;
+pub mod gpus;
+pub mod handover;
+pub mod image;
+pub mod lifecycle;
+pub mod name;
+pub mod owner;
+pub mod proxies;
+pub mod run_args;
+pub mod settings;
+pub mod spec;
+pub mod template;
+pub mod user;

@@ -1,0 +1,234 @@
+//! What the configuration and the environment say about containers, but for the choice of image and
+//! arguments (`choice`).
+
+use std::path::PathBuf;
+
+use super::caches::{Cache, Keyed};
+use super::choice::{self, ChoiceError};
+use super::engine::Variables;
+use super::handover;
+use crate::config::{Config, ConfigError, bool_of};
+
+/// Everything about containers that is decided before the first request.
+#[derive(Debug)]
+pub struct Settings {
+    /// What was typed after `--docker`.
+    pub words: Vec<String>,
+    /// Which image and which arguments.
+    pub choice: choice::Settings,
+    /// `CLEARML_DOCKER_SKIP_GPUS_FLAG`.
+    pub gpus_by_variable: bool,
+    /// `agent.hide_docker_command_env_vars.extra_keys`, `CLEARML_AGENT_DOCKER_ARGS_HIDE_ENV`: variables that
+    /// are secret, whatever their name.
+    pub hidden_variables: Vec<String>,
+    /// `agent.docker_container_name_format`, and the fields of the task that it may name.
+    pub name_format: Option<String>,
+    pub name_fields: Vec<(String, String)>,
+    /// `agent.docker_force_pull`.
+    pub force_pull: bool,
+    /// Scripts of the configuration, one after the other, before the task's own.
+    pub scripts: Vec<String>,
+    pub ssh: Ssh,
+    /// `CLEARML_AGENT_EXTRA_DOCKER_LABELS`: `KEY=VALUE`.
+    pub labels: Vec<String>,
+    /// `CLEARML_AGENT_EXEC_USER`: who runs inside where the arguments do not say.
+    pub user: Option<String>,
+    pub caches: Vec<Cache>,
+    /// `CLEARML_AGENT_K8S_HOST_MOUNT`: this machine's folder `pod` is `node` for the engine.
+    pub host_mount: Option<HostMount>,
+    /// Where the run is built (`agent.docker_internal_mounts.venv_build`).
+    pub runs: String,
+    /// Environments are kept in the container's own cache folder.
+    pub caches_environments: bool,
+    /// Packages of the image are the task's, too.
+    pub system_site_packages: bool,
+    /// Variables that the inner agent is given besides.
+    pub variables: Variables,
+}
+
+/// How the inner agent gets at repositories over ssh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ssh {
+    /// This machine's key agent.
+    Agent(PathBuf),
+    /// A copy of `~/.ssh`, placed in this folder of the container.
+    Keys { folder: String },
+    /// `agent.disable_ssh_mount`.
+    None,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostMount {
+    pub node: String,
+    pub pod: String,
+}
+
+/// What is wrong with them.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Choice(#[from] ChoiceError),
+}
+
+/// Variables that the agent inside gets as this one has them: they concern the run, and the Python
+/// agent passes them, too.
+const PASSED_ON: [&str; 3] = [
+    "CLEARML_AUTH_TOKEN",
+    "CLEARML_AGENT_SKIP_PIP_VENV_INSTALL",
+    "CLEARML_AGENT_ABORT_CALLBACK_CMD",
+];
+
+impl Settings {
+    pub fn read(words: &[String], config: &Config, env: &Variables) -> Result<Self, SettingsError> {
+        let set = |name: &str| env.get(name).map(|v| v.trim()).filter(|v| !v.is_empty());
+        let flag = |name: &str| set(name).and_then(bool_of);
+        let inside = |name: &str, usual: &str| {
+            config
+                .text(&format!("agent.docker_internal_mounts.{name}"))
+                .unwrap_or_else(|| usual.to_owned())
+        };
+        let mut scripts = Vec::new();
+        for key in [
+            "docker_preprocess_bash_script",
+            "docker_init_bash_script",
+            "extra_docker_shell_script",
+        ] {
+            scripts.extend(config.list(&format!("agent.{key}"))?);
+        }
+        // As the Python agent's own init script has it.
+        for line in &mut scripts {
+            *line = line.replace("{python_single_digit}", "python3");
+        }
+        let no_ssh = flag("CLEARML_AGENT_DISABLE_SSH_MOUNT")
+            .or(config.flag("agent.disable_ssh_mount")?)
+            .unwrap_or(false);
+        let ssh = match set("SSH_AUTH_SOCK") {
+            _ if no_ssh => Ssh::None,
+            Some(socket) => Ssh::Agent(socket.into()),
+            None => Ssh::Keys {
+                folder: inside("ssh_folder", "~/.ssh"),
+            },
+        };
+        let mut caches = Vec::new();
+        let mut cache = |key: &str, inside: String, keyed, tells: Option<&'static str>| {
+            caches.extend(config.path(key).map(|host| Cache {
+                host,
+                inside,
+                keyed,
+                tells,
+            }));
+        };
+        cache(
+            "agent.docker_apt_cache",
+            inside("apt_cache", "/var/cache/apt/archives"),
+            Keyed::OneRun,
+            None,
+        );
+        cache(
+            "agent.docker_pip_cache",
+            inside("pip_cache", "/root/.cache/pip"),
+            Keyed::Image,
+            None,
+        );
+        cache(
+            "agent.docker_cache",
+            handover::CACHE.to_owned(),
+            Keyed::Image,
+            None,
+        );
+        if config.text("agent.package_manager.type").as_deref() == Some("poetry") {
+            cache(
+                "agent.docker_poetry_cache",
+                inside("poetry_cache", "/root/.cache/pypoetry"),
+                Keyed::Image,
+                None,
+            );
+        }
+        if config.flag("agent.vcs_cache.enabled")?.unwrap_or(true) {
+            cache(
+                "agent.vcs_cache.path",
+                inside("vcs_cache", "/root/.clearml/vcs-cache"),
+                Keyed::User,
+                Some("agent.vcs_cache.path"),
+            );
+        }
+        // Beside the runs, so that they can have links; where it was put elsewhere, it is mounted there.
+        const VENVS: &str = "agent.venvs_cache.path";
+        let elsewhere = config.text("agent.docker_internal_mounts.venvs_cache");
+        let caches_environments = elsewhere.is_none() && config.path(VENVS).is_some();
+        if let Some(inside) = elsewhere {
+            cache(VENVS, inside, Keyed::Image, Some(VENVS));
+        }
+        let sdk = config
+            .path("sdk.storage.cache.default_base_dir")
+            .or_else(|| config.in_home(".clearml/cache"));
+        caches.extend(sdk.map(|host| Cache {
+            host,
+            inside: inside("sdk_cache", "/clearml_agent_cache"),
+            keyed: Keyed::Nothing,
+            tells: Some("sdk.storage.cache.default_base_dir"),
+        }));
+        let host_mount = [
+            "CLEARML_AGENT_K8S_HOST_MOUNT",
+            "CLEARML_AGENT_DOCKER_HOST_MOUNT",
+        ]
+        .iter()
+        .find_map(|name| set(name)?.split_once(':'))
+        .map(|(node, pod)| HostMount {
+            node: node.to_owned(),
+            pod: pod.to_owned(),
+        });
+        let variables = PASSED_ON
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), env.get(*name)?.clone())))
+            .collect();
+        const PORTS: &str = "agent.docker_args_allowed_port_range";
+        if config.value(PORTS).is_some_and(|range| !range.is_null()) {
+            return Err(SettingsError::Choice(ChoiceError::Setting {
+                key: PORTS.to_owned(),
+                why: "ports are not moved to a range; take the key out, and `-p` gives the ports it names"
+                    .to_owned(),
+            }));
+        }
+        let mut hidden_variables = config.list("agent.hide_docker_command_env_vars.extra_keys")?;
+        hidden_variables.extend(
+            set("CLEARML_AGENT_DOCKER_ARGS_HIDE_ENV")
+                .and_then(shlex::split)
+                .unwrap_or_default(),
+        );
+        let name_fields = config.value("agent.docker_container_name_format_fields");
+        let name_fields = name_fields.and_then(|fields| fields.as_object());
+        Ok(Settings {
+            words: words.to_vec(),
+            choice: choice::Settings::of_config(config, env)?,
+            gpus_by_variable: flag("CLEARML_DOCKER_SKIP_GPUS_FLAG")
+                .or(flag("TRAINS_DOCKER_SKIP_GPUS_FLAG"))
+                .unwrap_or(false),
+            hidden_variables,
+            name_format: config.text("agent.docker_container_name_format"),
+            name_fields: name_fields
+                .into_iter()
+                .flatten()
+                .filter_map(|(field, path)| Some((field.clone(), path.as_str()?.to_owned())))
+                .collect(),
+            force_pull: config.flag("agent.docker_force_pull")?.unwrap_or(false),
+            scripts,
+            ssh,
+            labels: set("CLEARML_AGENT_EXTRA_DOCKER_LABELS")
+                .map(|labels| labels.split_whitespace().map(str::to_owned).collect())
+                .unwrap_or_default(),
+            user: ["CLEARML_AGENT_EXEC_USER", "TRAINS_AGENT_EXEC_USER"]
+                .iter()
+                .find_map(|name| set(name))
+                .map(str::to_owned),
+            caches,
+            host_mount,
+            caches_environments,
+            runs: inside("venv_build", handover::RUNS),
+            system_site_packages: flag("CLEARML_AGENT_FORCE_SYSTEM_SITE_PACKAGES").unwrap_or(true),
+            variables,
+        })
+    }
+}
