@@ -3,6 +3,7 @@
 mod abort_callback;
 pub mod claim;
 mod follow;
+mod git_settings;
 pub mod job_env;
 mod not_run;
 pub mod outcome;

@@ -233,6 +233,8 @@ async fn fetch(
         work_dir: dir.to_owned(),
         cache: git.cache.clone(),
         credentials: git.credentials.clone(),
+        protocol: git.protocol.clone(),
+        env: run.settings.job.inherited.clone(),
         ca_bundle,
         accept_any_certificate,
     };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::abort_callback::Callback;
 use super::claim::Mode;
+use super::git_settings;
 use super::job_env::{Gpus, Variables};
 use super::outcome::exit;
 use crate::api::{Endpoint, Trust};
@@ -14,8 +15,7 @@ use crate::config::{self, Config, ConfigError, Lookup};
 use crate::mask::Mask;
 use crate::process::signal;
 use crate::python;
-use crate::secret::Secret;
-use crate::source::GitCredentials;
+use crate::source::{self, GitCredentials};
 
 /// Everything that is decided before the first request.
 #[derive(Debug)]
@@ -93,6 +93,7 @@ pub struct JournalSettings {
 #[derive(Debug)]
 pub struct GitSettings {
     pub credentials: GitCredentials,
+    pub protocol: source::Protocol,
     /// The folder of mirrors, where `agent.vcs_cache` is on.
     pub cache: Option<PathBuf>,
     pub trust: Trust,
@@ -173,7 +174,8 @@ pub fn resolve(
         monitoring: monitoring(args),
         log_file: args.log_file.as_deref().map(absolute),
         git: GitSettings {
-            credentials: git_credentials(args, &config),
+            credentials: git_settings::credentials(args, &config)?,
+            protocol: git_settings::protocol(&config)?,
             cache: if vcs_cache {
                 Some(folder("agent.vcs_cache.path")?)
             } else {
@@ -304,19 +306,6 @@ fn monitoring(args: &ExecuteArgs) -> Monitoring {
         (true, _) => Monitoring::Off,
         (false, true) => Monitoring::Full,
         (false, false) => Monitoring::Job,
-    }
-}
-
-/// `--git-user` and `--git-pass` come before the environment and the configuration, value by value.
-fn git_credentials(args: &ExecuteArgs, config: &Config) -> GitCredentials {
-    let typed_or_configured = |typed: &Option<String>, key| {
-        let typed = typed.clone().filter(|value| !value.is_empty());
-        typed.or_else(|| config.text(key))
-    };
-    GitCredentials {
-        user: typed_or_configured(&args.git_user, "agent.git_user"),
-        password: typed_or_configured(&args.git_pass, "agent.git_pass").map(Secret::new),
-        host: config.text("agent.git_host"),
     }
 }
 

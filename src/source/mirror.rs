@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{SourceError, did_you_mean};
-use super::network::Network;
+use super::network::{Get, Network};
 use super::revision::Wanted;
 use super::url::Address;
 use crate::console::Console;
@@ -150,9 +150,14 @@ impl Mirrors<'_> {
     fn update(&self, repository: &Repository, address: &Address) -> Result<(), SourceError> {
         // We hold the mirror's lock, so these can only be of a process that was killed.
         remove_stale_files(repository.path());
-        let head = self
-            .network
-            .fetch(repository, address, BRANCHES_AND_TAGS, true)?;
+        let head = self.network.fetch(
+            repository,
+            address,
+            Get::References {
+                refspecs: BRANCHES_AND_TAGS,
+                prune: true,
+            },
+        )?;
         if let Some(head) = head {
             repository
                 .set_head(&head)
@@ -174,7 +179,11 @@ impl Mirrors<'_> {
         if let (None, Wanted::Commit(id)) = (&found, wanted) {
             searched.push("the commit id itself");
             let refspec = format!("+{id}:refs/commits/{id}");
-            match self.network.fetch(&repository, address, &[&refspec], false) {
+            let get = Get::References {
+                refspecs: &[&refspec],
+                prune: false,
+            };
+            match self.network.fetch(&repository, address, get) {
                 Ok(_) => found = wanted.find(&repository).map_err(reading())?,
                 Err(SourceError::Stopped) => return Err(SourceError::Stopped),
                 // Not every server gives a commit by its id.
@@ -182,10 +191,11 @@ impl Mirrors<'_> {
             }
             if found.is_none() {
                 searched.push("all other references");
-                match self
-                    .network
-                    .fetch(&repository, address, ALL_REFERENCES, false)
-                {
+                let get = Get::References {
+                    refspecs: ALL_REFERENCES,
+                    prune: false,
+                };
+                match self.network.fetch(&repository, address, get) {
                     Ok(_) => found = wanted.find(&repository).map_err(reading())?,
                     Err(SourceError::Stopped) => return Err(SourceError::Stopped),
                     Err(_) => {}

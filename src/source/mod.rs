@@ -15,10 +15,15 @@ pub mod fuzzing;
 mod lfs;
 mod mirror;
 mod nearest;
+mod netrc;
 mod network;
+mod program;
 mod revision;
+mod ssh;
+mod ssh_config;
 mod standalone;
 mod url;
+mod ways;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,11 +38,13 @@ use self::network::Network;
 use self::revision::Wanted;
 use self::standalone::{Changes, ScriptFile};
 use self::url::Address;
+use crate::config::Variables;
 use crate::console::Console;
 use crate::task::Script;
 
-pub use self::credentials::GitCredentials;
+pub use self::credentials::{ExtraCredential, GitCredentials, PasswordKind};
 pub use self::error::SourceError;
+pub use self::ways::Protocol;
 
 /// What to get, and with what.
 #[derive(Debug, Clone)]
@@ -48,6 +55,10 @@ pub struct Request {
     /// Where mirrors of repositories are kept between runs; `None`: nowhere.
     pub cache: Option<PathBuf>,
     pub credentials: GitCredentials,
+    pub protocol: Protocol,
+    /// The agent's own environment: for the variables in an entry point, and for the programs that
+    /// git would run (ssh, credential helpers, Git LFS).
+    pub env: Variables,
     /// Certificate authorities to trust beside the machine's own.
     pub ca_bundle: Option<PathBuf>,
     pub accept_any_certificate: bool,
@@ -82,7 +93,7 @@ pub fn fetch(
     let changes = Changes::of(&script.diff);
     let (entry_point, working_dir) =
         entry_point::normalise(&script.entry_point, &script.working_dir, &|name| {
-            std::env::var(name).ok()
+            request.env.get(name).cloned()
         });
     if script.repository.trim().is_empty() {
         return match changes {
@@ -105,13 +116,7 @@ pub fn fetch(
     let mirrors = Mirrors {
         cache: request.cache.as_deref().map(absolute).transpose()?,
         scratch: work_dir.join("mirrors"),
-        network: Network::new(
-            &request.credentials,
-            request.ca_bundle.as_deref(),
-            request.accept_any_certificate,
-            console,
-            stop,
-        )?,
+        network: Network::new(request, console, stop)?,
         console,
         stop,
     };

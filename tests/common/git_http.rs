@@ -1,6 +1,9 @@
 //! Real git servers and repositories for tests: `git http-backend` behind a small HTTP server
 //! with optional basic authentication, and repositories made with the git command line.
 
+// Not every test file uses all of it.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,9 +1,22 @@
 //! Uncommitted changes: what `git diff` writes is applied to a fresh checkout and must give the
 //! very tree that it was taken from.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+// A test fails by panicking, in its helpers too.
+#![allow(clippy::unwrap_used)]
 
-use super::*;
+#[path = "common/git_http.rs"]
+mod git_http;
+#[path = "common/source_host.rs"]
+mod source_host;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use clearml_agent::source::{SourceError, Sources};
+use clearml_agent::task::Script;
+use git_http::{TestRepo, git_command, git_in, tree};
+use source_host::{Host, assert_says, script};
 
 /// A committed state with files of many kinds.
 fn base() -> TestRepo {
