@@ -41,32 +41,6 @@ fn a_known_commit_is_taken_from_the_cache_without_the_remote() {
 }
 
 #[test]
-fn runs_at_the_same_time_share_one_fetch() {
-    let repo = TestRepo::new();
-    let commit = repo.git(&["rev-parse", "HEAD"]).trim().to_owned();
-    let server = GitServer::start(repo.served_root(), None);
-    let host = Host::new();
-    let wanted = Script {
-        version_num: commit,
-        ..script(&server.url("up/.git"))
-    };
-    std::thread::scope(|scope| {
-        let runs: Vec<_> = (0..4)
-            .map(|_| scope.spawn(|| host.fetch(&wanted)))
-            .collect();
-        for run in runs {
-            let sources = run.join().unwrap().unwrap();
-            assert_eq!(tree(&sources.root), tree(&repo.folder));
-        }
-    });
-    let packs = server
-        .requests()
-        .into_iter()
-        .filter(|r| r.path.ends_with("git-upload-pack"));
-    assert_eq!(packs.count(), 1);
-}
-
-#[test]
 fn a_half_made_mirror_is_neither_used_nor_left() {
     let repo = TestRepo::new();
     let host = Host::new();
@@ -194,4 +168,145 @@ fn the_mirror_is_named_as_alternate_where_links_are_impossible() {
     let sources = host.fetch_request(&request).unwrap();
     assert_eq!(tree(&sources.root), tree(&repo.folder));
     assert_eq!(git_in(&sources.root, &["fsck"]), "");
+}
+
+// Commits without their history.
+
+/// A repository with a history, and its commits from the first one on.
+fn long_history() -> (TestRepo, Vec<String>) {
+    let repo = TestRepo::new();
+    let commits = (0..12).map(|n| {
+        repo.write("train.py", format!("print({n})\n"));
+        repo.commit(&format!("number {n}"))
+    });
+    let commits = commits.collect();
+    repo.git(&["tag", "v1"]);
+    (repo, commits)
+}
+
+fn at(url: &str, commit: &str) -> Script {
+    Script {
+        version_num: commit.to_owned(),
+        ..script(url)
+    }
+}
+
+#[test]
+fn a_commit_is_fetched_without_its_history_and_the_history_when_it_is_asked_for() {
+    let (repo, commits) = long_history();
+    let server = GitServer::start(repo.served_root(), None);
+    let url = server.url("up/.git");
+    let host = Host::new();
+    let count = |sources: &clearml_agent::source::Sources| {
+        git_in(&sources.root, &["rev-list", "--count", "HEAD"])
+            .trim()
+            .to_owned()
+    };
+    for commit in [&commits[5], &commits[11], &commits[2]] {
+        let sources = host.fetch(&at(&url, commit)).unwrap();
+        assert_eq!(sources.commit.as_ref(), Some(commit));
+        assert_eq!(count(&sources), "1");
+        assert_eq!(git_in(&sources.root, &["status", "--porcelain"]), "");
+        assert_eq!(git_in(&sources.root, &["fsck", "--no-dangling"]), "");
+        let number = commits.iter().position(|c| c == commit).unwrap();
+        let text = fs::read_to_string(sources.root.join("train.py")).unwrap();
+        assert_eq!(text, format!("print({number})\n"));
+        git_in(
+            &sources.root,
+            &["fetch", "--quiet", "--unshallow", "origin"],
+        );
+    }
+    // A branch is taken with all that belongs to it.
+    let sources = host.fetch(&script(&url)).unwrap();
+    assert_eq!(count(&sources), "13");
+    assert_eq!(git_in(&sources.root, &["describe", "--tags"]).trim(), "v1");
+    // And from then on there is nothing to be saved.
+    let sources = host.fetch(&at(&url, &commits[3])).unwrap();
+    assert_eq!(count(&sources), "5");
+
+    let mut host = Host::new();
+    host.shallow = false;
+    let sources = host.fetch(&at(&url, &commits[3])).unwrap();
+    assert_eq!(count(&sources), "5");
+}
+
+#[test]
+fn where_a_server_gives_no_commit_by_its_id_the_history_is_fetched() {
+    let (repo, commits) = long_history();
+    repo.git(&["config", "uploadpack.allowAnySHA1InWant", "false"]);
+    let server = GitServer::start(repo.served_root(), None);
+    let url = server.url("up/.git");
+    let host = Host::new();
+    // One that has a name is had by it.
+    let sources = host.fetch(&at(&url, &commits[11])).unwrap();
+    assert_eq!(
+        git_in(&sources.root, &["rev-list", "--count", "HEAD"]).trim(),
+        "1"
+    );
+    let sources = host.fetch(&at(&url, &commits[4])).unwrap();
+    assert_eq!(sources.commit.as_ref(), Some(&commits[4]));
+    assert_eq!(
+        git_in(&sources.root, &["rev-list", "--count", "HEAD"]).trim(),
+        "6"
+    );
+    let missing = "0123456789012345678901234567890123456789";
+    let host = Host::new();
+    assert_says(
+        &host.refusal(&at(&url, missing)),
+        &["is not in repository", "git push"],
+    );
+}
+
+#[test]
+fn a_package_whose_version_comes_from_git_gets_the_history() {
+    let (repo, _) = long_history();
+    repo.write(
+        "pyproject.toml",
+        "[build-system]\nrequires = [\"setuptools_scm>=8\"]\n",
+    );
+    let commit = repo.commit("package");
+    let server = GitServer::start(repo.served_root(), None);
+    let host = Host::new();
+    let sources = host.fetch(&at(&server.url("up/.git"), &commit)).unwrap();
+    let described = git_in(&sources.root, &["describe", "--tags"]);
+    assert!(described.starts_with("v1-1-g"), "{described}");
+    assert_says(
+        &host.said(),
+        &["setuptools_scm looks at the repository's history"],
+    );
+}
+
+#[test]
+fn a_cache_that_cannot_be_used_is_done_without() {
+    let repo = TestRepo::new();
+    let host = Host::new();
+    fs::write(host.cache(), "a file where the folder should be").unwrap();
+    let sources = host.fetch(&script(&repo.url())).unwrap();
+    assert_eq!(tree(&sources.root), tree(&repo.folder));
+    assert_says(&host.said(), &["cannot be used", "without it"]);
+}
+
+#[test]
+fn many_runs_at_once_fetch_an_empty_caches_repository_once() {
+    let (repo, commits) = long_history();
+    let server = GitServer::start(repo.served_root(), None);
+    let host = Host::new();
+    let wanted = [at(&server.url("up/.git"), &commits[7])];
+    let wanted = wanted.iter().cycle().take(16);
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = wanted
+            .map(|wanted| scope.spawn(|| host.fetch(wanted)))
+            .collect();
+        for run in runs {
+            let sources = run.join().unwrap().unwrap();
+            assert_eq!(sources.commit.as_ref(), Some(&commits[7]));
+        }
+    });
+    let requests = server.requests().into_iter();
+    assert_eq!(
+        requests.filter(|r| r.path.ends_with("info/refs")).count(),
+        1
+    );
+    let said = host.said();
+    assert_eq!(said.matches(", fetched").count(), 1, "{said}");
 }

@@ -232,6 +232,8 @@ async fn fetch(
         script: script.clone(),
         work_dir: dir.to_owned(),
         cache: git.cache.clone(),
+        clone_on_pull_fail: git.clone_on_pull_fail,
+        shallow: git.shallow,
         credentials: git.credentials.clone(),
         protocol: git.protocol.clone(),
         env: run.settings.job.inherited.clone(),

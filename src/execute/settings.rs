@@ -96,6 +96,10 @@ pub struct GitSettings {
     pub protocol: source::Protocol,
     /// The folder of mirrors, where `agent.vcs_cache` is on.
     pub cache: Option<PathBuf>,
+    /// `agent.vcs_cache.clone_on_pull_fail`.
+    pub clone_on_pull_fail: bool,
+    /// `agent.vcs_cache.shallow`.
+    pub shallow: bool,
     pub trust: Trust,
 }
 
@@ -181,6 +185,10 @@ pub fn resolve(
             } else {
                 None
             },
+            clone_on_pull_fail: config
+                .flag("agent.vcs_cache.clone_on_pull_fail")?
+                .unwrap_or(false),
+            shallow: config.flag("agent.vcs_cache.shallow")?.unwrap_or(true),
             trust: endpoint.trust.clone(),
         },
         python: python::Settings::from_lookup(&|key| config.value(key).cloned(), &inherited)

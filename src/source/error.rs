@@ -142,11 +142,11 @@ pub enum SourceError {
     DiffSyntax(#[from] ParseError),
 
     #[error(
-        "the task's uncommitted changes do not apply to the checkout, and nothing was changed: {0}\n\
-         Next: check that the task's commit is the one its changes were made on, or commit and \
-         push the changes"
+        "the task's uncommitted changes do not apply to commit {commit} (which is on the remote), and \
+         nothing was changed: {cause}\n\
+         Next: check that this is the commit its changes were made on, or commit and push the changes"
     )]
-    Diff(#[from] ApplyError),
+    Diff { commit: String, cause: ApplyError },
 
     #[error("{doing} {}: {source}", path.display())]
     Io {

@@ -10,13 +10,17 @@ mod diff;
 mod diff_names;
 mod entry_point;
 mod error;
+mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod hunks;
 mod lfs;
 mod mirror;
 mod nearest;
 mod netrc;
 mod network;
+mod patch;
+mod paths;
 mod program;
 mod revision;
 mod ssh;
@@ -54,6 +58,11 @@ pub struct Request {
     pub work_dir: PathBuf,
     /// Where mirrors of repositories are kept between runs; `None`: nowhere.
     pub cache: Option<PathBuf>,
+    /// `agent.vcs_cache.clone_on_pull_fail`: a mirror that cannot be brought up to date for whatever
+    /// reason is made anew.
+    pub clone_on_pull_fail: bool,
+    /// A commit that is asked for by its id may be fetched without its history.
+    pub shallow: bool,
     pub credentials: GitCredentials,
     pub protocol: Protocol,
     /// The agent's own environment: for the variables in an entry point, and for the programs that
@@ -116,6 +125,8 @@ pub fn fetch(
     let mirrors = Mirrors {
         cache: request.cache.as_deref().map(absolute).transpose()?,
         scratch: work_dir.join("mirrors"),
+        clone_on_pull_fail: request.clone_on_pull_fail,
+        shallow: request.shallow,
         network: Network::new(request, console, stop)?,
         console,
         stop,
@@ -136,7 +147,7 @@ pub fn fetch(
     ));
     lfs::warn_of_pointers(&root, console);
     if changes == Changes::Patch {
-        apply_changes(&root, &script.diff, console)?;
+        apply_changes(&root, &script.diff, checked_out.commit, console)?;
     }
     let mut sources = Sources {
         working_dir: find_working_dir(&root, &working_dir)?,
@@ -207,9 +218,22 @@ fn is_folder_of(root: &Path, working_dir: &Path, folder: &str) -> bool {
     }
 }
 
-fn apply_changes(root: &Path, text: &str, console: &Console) -> Result<(), SourceError> {
+fn apply_changes(
+    root: &Path,
+    text: &str,
+    commit: git2::Oid,
+    console: &Console,
+) -> Result<(), SourceError> {
     let patches = diff::parse(text)?;
-    let applied = apply::apply(root, &patches)?;
+    let repository = git2::Repository::open(root).ok();
+    let blobs = |id: &str| -> Option<Vec<u8>> {
+        let object = repository.as_ref()?.revparse_single(id).ok()?;
+        Some(object.as_blob()?.content().to_vec())
+    };
+    let applied = apply::apply(root, &patches, &blobs).map_err(|cause| SourceError::Diff {
+        commit: commit.to_string(),
+        cause,
+    })?;
     let files = match applied.files {
         1 => "1 file".to_owned(),
         count => format!("{count} files"),
@@ -218,6 +242,11 @@ fn apply_changes(root: &Path, text: &str, console: &Console) -> Result<(), Sourc
         true => format!("Uncommitted changes ({files}) are in the checkout already"),
         false => format!("Uncommitted changes applied ({files})"),
     });
+    for path in applied.merged {
+        console.say(format!(
+            "Note: {path} is not at the state that its changes were made on; they were merged with what it has become"
+        ));
+    }
     for path in applied.submodules_not_moved {
         console.say(format!(
             "Warning: submodule {path} was changed (another commit, or edited files) and the task's \

@@ -85,7 +85,9 @@ pub(super) fn resolve(
             .or_else(|| login_name.cloned())
             .unwrap_or_else(|| "git".to_owned()),
     };
-    let unchanged = found.host_name.is_none() && found.port.is_none();
+    // libgit2 knows no scp-like address with a port.
+    let is_plain = address.port.is_none() || address.text().contains("://");
+    let unchanged = found.host_name.is_none() && found.port.is_none() && is_plain;
     if unchanged {
         return Ok((address.clone(), identities));
     }

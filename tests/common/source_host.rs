@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Host {
     pub folder: TempDir,
     pub said: Arc<Mutex<Vec<String>>>,
+    pub clone_on_pull_fail: bool,
+    pub shallow: bool,
     pub credentials: GitCredentials,
     pub protocol: Protocol,
     pub env: BTreeMap<String, String>,
@@ -30,6 +32,8 @@ impl Host {
         Host {
             folder: TempDir::new().unwrap(),
             said: Arc::default(),
+            clone_on_pull_fail: false,
+            shallow: true,
             credentials: GitCredentials::default(),
             protocol: Protocol::default(),
             env: machine_env(),
@@ -68,6 +72,8 @@ impl Host {
             script: script.clone(),
             work_dir: work_dir.keep(),
             cache: Some(self.cache()),
+            clone_on_pull_fail: self.clone_on_pull_fail,
+            shallow: self.shallow,
             credentials: self.credentials.clone(),
             protocol: self.protocol.clone(),
             env: self.env.clone(),
