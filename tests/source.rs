@@ -13,7 +13,7 @@ use std::fs;
 use clearml_agent::source::{Kind, SourceError};
 use clearml_agent::task::Script;
 use git_http::{GitServer, TestRepo, git_in, tree};
-use source_host::{Host, assert_says, script};
+use source_host::{Host, assert_nowhere, assert_says, script};
 
 // Repositories and their transports.
 
@@ -100,25 +100,90 @@ fn a_stopped_run_stops_fetching() {
 }
 
 #[test]
-fn an_empty_repository_and_files_in_lfs_are_pointed_out() {
-    let host = Host::new();
+fn an_empty_repository_is_pointed_out() {
     let empty = TestRepo::empty();
     assert_says(
-        &host.refusal(&script(&empty.url())),
+        &Host::new().refusal(&script(&empty.url())),
         &["default branch is not in repository"],
     );
+}
+
+// Git LFS.
+
+/// A repository with files in Git LFS, at its root and below.
+fn repo_with_lfs() -> TestRepo {
     let repo = TestRepo::new();
-    repo.write(
-        ".gitattributes",
-        "*.bin filter=lfs diff=lfs merge=lfs -text\n",
-    );
-    repo.write(
-        "model.bin",
-        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-    );
+    repo.git(&["lfs", "install", "--local"]);
+    repo.git(&["lfs", "track", "*.bin"]);
+    repo.write("model.bin", b"weights \0 of the model".repeat(100));
+    repo.write("data/more.bin", "more\n");
     repo.commit("model");
-    host.fetch(&script(&repo.url())).unwrap();
-    assert_says(&host.said(), &["Warning: 1 file(s)", "model.bin"]);
+    repo
+}
+
+#[test]
+fn files_in_lfs_are_downloaded_with_the_runs_credentials() {
+    let repo = repo_with_lfs();
+    let password = "s3cret'$p\"w";
+    let server = GitServer::start(repo.served_root(), Some(("bob", password)));
+    let host = Host::with_login("bob", password);
+    for address in [server.url("up/.git"), repo.url()] {
+        let sources = host
+            .fetch(&script(&address))
+            .unwrap_or_else(|error| panic!("{address}: {error}"));
+        assert!(tree(&sources.root) == tree(&repo.folder), "{address}");
+        assert_eq!(git_in(&sources.root, &["status", "--porcelain"]), "");
+    }
+    assert_nowhere(host.folder.path(), password);
+    // Kept for the next run: no object is downloaded twice.
+    let downloads = |server: &GitServer| {
+        let requests = server.requests().into_iter();
+        requests
+            .filter(|r| r.path.contains("/lfs-object/") && r.login.is_some())
+            .count()
+    };
+    let before = downloads(&server);
+    host.fetch(&script(&server.url("up/.git"))).unwrap();
+    assert_eq!(downloads(&server), before);
+}
+
+#[test]
+fn files_in_lfs_of_a_submodule_are_downloaded_too() {
+    let inner = repo_with_lfs();
+    let outer = TestRepo::new();
+    outer.git(&["submodule", "--quiet", "add", &inner.url(), "models"]);
+    outer.commit("with models");
+    let sources = Host::new().fetch(&script(&outer.url())).unwrap();
+    assert!(tree(&sources.root.join("models")) == tree(&inner.folder));
+}
+
+#[test]
+fn without_git_lfs_its_files_are_an_error_unless_nobody_wants_them() {
+    let repo = repo_with_lfs();
+    let mut host = Host::new();
+    let programs = host.folder.path().join("programs");
+    fs::create_dir(&programs).unwrap();
+    let paths = std::env::split_paths(&host.env["PATH"]).map(|folder| folder.join("git"));
+    let git = paths.into_iter().find(|path| path.exists()).unwrap();
+    std::os::unix::fs::symlink(git, programs.join("git")).unwrap();
+    host.env
+        .insert("PATH".into(), programs.display().to_string());
+    assert_says(
+        &host.refusal(&script(&repo.url())),
+        &["2 file(s)", "data/more.bin", "no git-lfs", "Next:"],
+    );
+    host.env.insert("GIT_LFS_SKIP_SMUDGE".into(), "1".into());
+    let sources = host.fetch(&script(&repo.url())).unwrap();
+    let text = fs::read_to_string(sources.root.join("model.bin")).unwrap();
+    assert!(text.starts_with("version https://git-lfs"), "{text}");
+    assert_says(&host.said(), &["left as pointers"]);
+    // Objects that nobody has pushed.
+    let repo = repo_with_lfs();
+    fs::remove_dir_all(repo.folder.join(".git/lfs/objects")).unwrap();
+    assert_says(
+        &Host::new().refusal(&script(&repo.url())),
+        &["from Git LFS failed", "git lfs push"],
+    );
 }
 
 // Revisions.

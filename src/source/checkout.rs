@@ -10,6 +10,7 @@ use git2::build::CheckoutBuilder;
 use git2::{CheckoutNotificationType, ErrorClass, Oid, Repository, RepositoryInitOptions};
 
 use super::error::SourceError;
+use super::lfs;
 use super::mirror::{History, Mirror, Mirrors};
 use super::revision::Wanted;
 use super::url::Address;
@@ -61,6 +62,7 @@ pub(super) fn check_out(
         ));
         (repository, checked_out) = fill(mirrors, address, wanted, History::Whole, &make)?;
     }
+    lfs::download(mirrors, address, &repository)?;
     submodules(mirrors, address, &repository, "", SUBMODULE_DEPTH)?;
     Ok(checked_out)
 }
@@ -281,6 +283,7 @@ fn submodules(
             .say(format!("Submodule {path}: {} at {commit}", own.shown()));
         let inner = check_out_submodule(mirrors, repository, &mut submodule, &own, commit)
             .map_err(failed)?;
+        lfs::download(mirrors, &own, &inner).map_err(failed)?;
         submodules(mirrors, &own, &inner, &format!("{path}/"), depth - 1)?;
     }
     Ok(())

@@ -98,6 +98,20 @@ pub enum SourceError {
         damaged: bool,
     },
 
+    #[error(
+        "{files} are in Git LFS, and there is no git-lfs on this machine to download them\n\
+         Next: install git and git-lfs here (or in the image), or set GIT_LFS_SKIP_SMUDGE=1 for the \
+         agent if the task does not need them"
+    )]
+    LfsMissing { files: String },
+
+    #[error(
+        "downloading {files} from Git LFS failed: {cause}\n\
+         Next: check that the files were pushed (`git lfs push --all origin`) and that the \
+         repository's credentials may read them"
+    )]
+    Lfs { files: String, cause: String },
+
     #[error("submodule {path}: {cause}")]
     Submodule {
         path: String,

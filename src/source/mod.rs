@@ -145,7 +145,6 @@ pub fn fetch(
             "from the cached mirror"
         },
     ));
-    lfs::warn_of_pointers(&root, console);
     if changes == Changes::Patch {
         apply_changes(&root, &script.diff, checked_out.commit, console)?;
     }

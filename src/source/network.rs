@@ -11,7 +11,7 @@ use git2::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::credentials::{Answers, GitCredentials, logins};
+use super::credentials::{Answers, GitCredentials, Login, logins};
 use super::error::SourceError;
 use super::ssh::{self, SshProgram};
 use super::url::{Address, Transport};
@@ -30,9 +30,10 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Network<'a> {
     credentials: &'a GitCredentials,
     protocol: &'a Protocol,
-    env: &'a Variables,
+    pub(super) env: &'a Variables,
     ssh: Option<SshProgram>,
-    accept_any_certificate: bool,
+    pub(super) ca_bundle: Option<&'a Path>,
+    pub(super) accept_any_certificate: bool,
     console: &'a Console,
     stop: &'a CancellationToken,
 }
@@ -65,10 +66,16 @@ impl<'a> Network<'a> {
             protocol: &request.protocol,
             env: &request.env,
             ssh: SshProgram::find(&request.env, ssh_command.ok()),
+            ca_bundle: request.ca_bundle.as_deref(),
             accept_any_certificate: request.accept_any_certificate,
             console,
             stop,
         })
+    }
+
+    /// What is known for the server of `address` over http(s).
+    pub(super) fn logins(&self, address: &Address) -> Vec<Login> {
+        logins(address, self.credentials, self.env)
     }
 
     /// The ways to `address`, as the user's git configuration (`url.….insteadOf`) means it.
@@ -83,8 +90,9 @@ impl<'a> Network<'a> {
             self.protocol,
             self.credentials,
             &|web| {
-                let known = logins(web, self.credentials, self.env);
-                known.iter().any(|login| !login.password.is_empty())
+                self.logins(web)
+                    .iter()
+                    .any(|login| !login.password.is_empty())
             },
             &|ssh| match &self.ssh {
                 Some(program) if ssh.password.is_none() => program.has_identity(ssh),
@@ -140,7 +148,7 @@ impl<'a> Network<'a> {
                 url: way.shown(),
                 cause,
             })?;
-        let known = logins(&target, self.credentials, self.env);
+        let known = self.logins(&target);
         let answers =
             |logins, identities| Answers::new(&target, logins, identities, self.env, self.stop);
         let first = answers(known, identities);

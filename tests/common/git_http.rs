@@ -143,6 +143,15 @@ fn serve(
                        Content-Length: 0\r\nConnection: close\r\n\r\n";
         return stream.write_all(refusal.as_bytes()).ok();
     }
+    if let Some((status, kind, content)) = lfs(root, path, &body, headers.get("host")?) {
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n",
+            content.len()
+        );
+        stream.write_all(head.as_bytes()).ok()?;
+        return stream.write_all(&content).ok();
+    }
     let mut child = Command::new("git")
         .arg("http-backend")
         .env("GIT_PROJECT_ROOT", root)
@@ -189,6 +198,44 @@ fn serve(
     );
     stream.write_all(answer.as_bytes()).ok()?;
     stream.write_all(content).ok()
+}
+
+/// The Git LFS side of the server: objects are those that the repository itself has.
+fn lfs(
+    root: &Path,
+    path: &str,
+    body: &[u8],
+    host: &str,
+) -> Option<(&'static str, &'static str, Vec<u8>)> {
+    const JSON: &str = "application/vnd.git-lfs+json";
+    if let Some(repository) = path.strip_suffix("/info/lfs/objects/batch") {
+        let request: serde_json::Value = serde_json::from_slice(body).ok()?;
+        let objects = request["objects"].as_array()?.iter().map(|object| {
+            let href = format!(
+                "http://{host}{repository}/lfs-object/{}",
+                object["oid"].as_str().unwrap()
+            );
+            serde_json::json!({
+                "oid": object["oid"], "size": object["size"],
+                "actions": {"download": {"href": href}},
+            })
+        });
+        let objects: Vec<_> = objects.collect();
+        let answer = serde_json::json!({"transfer": "basic", "objects": objects});
+        return Some(("200 OK", JSON, answer.to_string().into_bytes()));
+    }
+    let (repository, oid) = path.split_once("/lfs-object/")?;
+    let folder = root
+        .join(repository.trim_start_matches('/'))
+        .join("lfs/objects");
+    match fs::read(folder.join(&oid[..2]).join(&oid[2..4]).join(oid)) {
+        Ok(content) => Some(("200 OK", "application/octet-stream", content)),
+        Err(_) => Some((
+            "404 Not Found",
+            JSON,
+            br#"{"message": "no such object"}"#.to_vec(),
+        )),
+    }
 }
 
 fn read_body(reader: &mut impl BufRead, headers: &BTreeMap<String, String>) -> Option<Vec<u8>> {
