@@ -153,7 +153,8 @@ fn files_in_lfs_of_a_submodule_are_downloaded_too() {
     let outer = TestRepo::new();
     outer.git(&["submodule", "--quiet", "add", &inner.url(), "models"]);
     outer.commit("with models");
-    let sources = Host::new().fetch(&script(&outer.url())).unwrap();
+    let host = Host::new();
+    let sources = host.fetch(&script(&outer.url())).unwrap();
     assert!(tree(&sources.root.join("models")) == tree(&inner.folder));
 }
 

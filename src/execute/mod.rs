@@ -5,6 +5,7 @@ pub mod claim;
 mod follow;
 mod git_settings;
 pub mod job_env;
+mod large_diff;
 mod not_run;
 pub mod outcome;
 mod prepare;

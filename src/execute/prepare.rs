@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::job_env::{self, Told, Variables};
+use super::large_diff;
 use super::outcome::{Outcome, Stage, StopCause};
 use super::run::Run;
 use super::run_dir::RunDir;
@@ -222,6 +223,12 @@ async fn fetch(
     dir: &Path,
     token: CancellationToken,
 ) -> Result<Sources, Failure> {
+    let script = large_diff::whole(run, script)
+        .await
+        .map_err(|cause| Failure::Failed {
+            stage: Stage::Checkout,
+            cause,
+        })?;
     let git = &run.settings.git;
     let (ca_bundle, accept_any_certificate) = match &git.trust {
         Trust::System => (None, false),
@@ -229,7 +236,7 @@ async fn fetch(
         Trust::Anything => (None, true),
     };
     let request = source::Request {
-        script: script.clone(),
+        script,
         work_dir: dir.to_owned(),
         cache: git.cache.clone(),
         clone_on_pull_fail: git.clone_on_pull_fail,

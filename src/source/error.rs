@@ -143,7 +143,8 @@ pub enum SourceError {
 
     #[error(
         "the task's uncommitted changes were too large to be stored in it; only a note stands in \
-         their place, so the code to run is not complete\n\
+         their place, and there is no artifact auxiliary_git_diff with the changes in this task or in \
+         the one that it was cloned from\n\
          Next: commit and push the changes and run the task again from there, or clear its \
          uncommitted changes to run the commit as it is"
     )]

@@ -92,6 +92,11 @@ pub enum Kind {
     Standalone,
 }
 
+/// Whether `diff` is only the SDK's note that the changes are too large for the task.
+pub fn is_note_of_large_diff(diff: &str) -> bool {
+    Changes::of(diff) == Changes::TooLarge
+}
+
 /// Gets the code. On failure nothing of use is left in the work folder.
 pub fn fetch(
     request: &Request,
