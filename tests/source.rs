@@ -469,3 +469,59 @@ fn submodules_are_checked_out_with_theirs() {
         assert_eq!(git_in(&sources.root, &["status", "--porcelain"]), "");
     }
 }
+
+// What the environment demands.
+
+#[test]
+fn code_that_is_there_already_is_run_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("src")).unwrap();
+    let text = "from clearml import Task\nTask.init()\nfrom __future__ import annotations\n";
+    fs::write(folder.path().join("src/train.py"), text).unwrap();
+    let host = Host::new();
+    let task = Script {
+        working_dir: "src".into(),
+        diff: "this is not even looked at".into(),
+        version_num: "gone".into(),
+        ..script("https://no-such-host.invalid/a.git")
+    };
+    let mut request = host.request(&task);
+    request.code_dir = Some(folder.path().to_owned());
+    request.force_task_init = true;
+    let sources = host.fetch_request(&request).unwrap();
+    assert_eq!(sources.working_dir, folder.path().join("src"));
+    assert_eq!((sources.commit, sources.kind), (None, Kind::Standalone));
+    let left = fs::read_to_string(folder.path().join("src/train.py"));
+    assert_eq!(left.unwrap(), text);
+    request.script.entry_point = "job.py".into();
+    let refusal = host.fetch_request(&request).unwrap_err().to_string();
+    assert_says(&refusal, &["job.py", "CLEARML_AGENT_FORCE_CODE_DIR"]);
+}
+
+#[test]
+fn injected_calls_of_the_sdk_stand_where_python_takes_them() {
+    let repo = TestRepo::new();
+    let head = "'''text'''\nfrom __future__ import annotations\n";
+    repo.write("train.py", format!("{head}import os\n"));
+    repo.commit("future");
+    let injected = "from clearml import Task\n(__name__ != \"__main__\") or Task.init()\n";
+    let expected = format!("{head}{injected}import os\n");
+    let host = Host::new();
+    let diff = "diff --git a/train.py b/train.py\n--- a/train.py\n+++ b/train.py\n@@ -0,0 +1,2 @@\n\
+                +from clearml import Task\n+(__name__ != \"__main__\") or Task.init()\n";
+    let task = Script {
+        diff: diff.into(),
+        entry_point: "train.py --lr 1".into(),
+        ..script(&repo.url())
+    };
+    let sources = host.fetch(&task).unwrap();
+    let text = fs::read_to_string(sources.root.join("train.py")).unwrap();
+    assert_eq!(text, expected);
+    // None is there, and one is demanded.
+    let mut request = host.request(&script(&repo.url()));
+    request.force_task_init = true;
+    let sources = host.fetch_request(&request).unwrap();
+    let text = fs::read_to_string(sources.root.join("train.py")).unwrap();
+    assert_eq!(text, expected);
+    assert_says(&host.said(), &["moved below", "was added"]);
+}

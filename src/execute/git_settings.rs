@@ -1,8 +1,10 @@
 //! What the command line and the configuration say of git.
 
+use std::path::{Path, PathBuf};
+
 use super::settings::SettingsError;
 use crate::cli::ExecuteArgs;
-use crate::config::Config;
+use crate::config::{Config, Variables};
 use crate::secret::Secret;
 use crate::source::{ExtraCredential, GitCredentials, PasswordKind, Protocol};
 
@@ -98,4 +100,24 @@ pub(super) fn protocol(config: &Config) -> Result<Protocol, SettingsError> {
             .unwrap_or(usual.translate),
         web_scheme,
     })
+}
+
+fn variable<'v>(env: &'v Variables, name: &str) -> Option<&'v str> {
+    let value = env.get(name).map(|value| value.trim());
+    value.filter(|value| !value.is_empty())
+}
+
+pub(super) fn code_dir(env: &Variables) -> Option<PathBuf> {
+    let folder = variable(env, "CLEARML_AGENT_FORCE_CODE_DIR")?;
+    Some(match (folder.strip_prefix("~/"), env.get("HOME")) {
+        (Some(rest), Some(home)) => Path::new(home).join(rest),
+        _ => folder.into(),
+    })
+}
+
+/// `[working_dir:]entry_point`.
+pub(super) fn force_script(env: &Variables) -> Option<(String, String)> {
+    let script = variable(env, "CLEARML_AGENT_FORCE_EXEC_SCRIPT")?;
+    let (dir, entry) = script.split_once(':').unwrap_or((".", script));
+    Some((dir.to_owned(), entry.to_owned()))
 }

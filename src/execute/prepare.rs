@@ -55,6 +55,7 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
                 .into(),
         });
     };
+    let script = forced(run, script);
     run.console.say(describe(&run.task, &script));
     if let Err(error) = run.settings.config.write_files(&run.console) {
         return Err(Outcome::Failed {
@@ -212,6 +213,24 @@ impl From<SourceError> for Failure {
     }
 }
 
+/// The script with what `CLEARML_AGENT_FORCE_EXEC_SCRIPT` puts in its place.
+fn forced(run: &Run, script: Script) -> Script {
+    match run.settings.git.force_script.clone() {
+        None => script,
+        Some((working_dir, entry_point)) => {
+            run.console.say(format!(
+                "CLEARML_AGENT_FORCE_EXEC_SCRIPT: {entry_point} in {working_dir} is run in place of the \
+                 task's entry point"
+            ));
+            Script {
+                working_dir,
+                entry_point,
+                ..script
+            }
+        }
+    }
+}
+
 /// How long a fetch has to notice the stop: libgit2 asks now and then, but not while a server says
 /// nothing.
 const FETCH_STOPS_WITHIN: Duration = Duration::from_secs(1);
@@ -237,6 +256,8 @@ async fn fetch(
     };
     let request = source::Request {
         script,
+        code_dir: git.code_dir.clone(),
+        force_task_init: run.settings.python.force_task_init,
         work_dir: dir.to_owned(),
         cache: git.cache.clone(),
         clone_on_pull_fail: git.clone_on_pull_fail,

@@ -92,6 +92,10 @@ pub struct JournalSettings {
 
 #[derive(Debug)]
 pub struct GitSettings {
+    /// `CLEARML_AGENT_FORCE_CODE_DIR`.
+    pub code_dir: Option<PathBuf>,
+    /// `CLEARML_AGENT_FORCE_EXEC_SCRIPT`: working directory and entry point, in place of the task's.
+    pub force_script: Option<(String, String)>,
     pub credentials: GitCredentials,
     pub protocol: source::Protocol,
     /// The folder of mirrors, where `agent.vcs_cache` is on.
@@ -178,6 +182,8 @@ pub fn resolve(
         monitoring: monitoring(args),
         log_file: args.log_file.as_deref().map(absolute),
         git: GitSettings {
+            code_dir: git_settings::code_dir(&inherited),
+            force_script: git_settings::force_script(&inherited),
             credentials: git_settings::credentials(args, &config)?,
             protocol: git_settings::protocol(&config)?,
             cache: if vcs_cache {

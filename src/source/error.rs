@@ -292,7 +292,9 @@ impl SourceError {
             "connection reset",
             "cannot be started",
         ];
-        if matches!(class, ErrorClass::Net) || said(&unreachable) {
+        // It was reached, and said something else than was asked for: that it has no such commit.
+        let answered = said(&["unexpected packet", "not our ref", "remote error"]);
+        if !answered && (matches!(class, ErrorClass::Net) || said(&unreachable)) {
             return Self::Unreachable { url, cause };
         }
         let damaged = matches!(

@@ -26,6 +26,7 @@ mod revision;
 mod ssh;
 mod ssh_config;
 mod standalone;
+mod task_init;
 mod url;
 mod ways;
 
@@ -54,6 +55,10 @@ pub use self::ways::Protocol;
 #[derive(Debug, Clone)]
 pub struct Request {
     pub script: Script,
+    /// `CLEARML_AGENT_FORCE_CODE_DIR`: the code is here already, and is run as it is.
+    pub code_dir: Option<PathBuf>,
+    /// `CLEARML_AGENT_FORCE_TASK_INIT`: the entry script is made to call `Task.init`.
+    pub force_task_init: bool,
     /// The run's own folder; exists and is private.
     pub work_dir: PathBuf,
     /// Where mirrors of repositories are kept between runs; `None`: nowhere.
@@ -103,12 +108,94 @@ pub fn fetch(
     console: &Console,
     stop: &CancellationToken,
 ) -> Result<Sources, SourceError> {
+    if let Some(folder) = &request.code_dir {
+        return code_that_is_there(request, folder, console);
+    }
+    let sources = get(request, console, stop)?;
+    prepare_entry_script(&sources, request.force_task_init, console)?;
+    Ok(sources)
+}
+
+/// Nothing is cloned, applied or written: the folder is the user's own.
+fn code_that_is_there(
+    request: &Request,
+    folder: &Path,
+    console: &Console,
+) -> Result<Sources, SourceError> {
+    let (entry_point, given) = request.entry_point();
+    let root = absolute(folder)?;
+    console.say(format!(
+        "The code is taken from {} as it is (CLEARML_AGENT_FORCE_CODE_DIR)",
+        root.display()
+    ));
+    if request.force_task_init {
+        console.say("No call of Task.init is added there (CLEARML_AGENT_FORCE_TASK_INIT)");
+    }
+    if entry_point.is_empty() {
+        return Err(SourceError::NoEntryPoint {
+            url: root.display().to_string(),
+        });
+    }
+    let working_dir = find_working_dir(&root, &given)?;
+    let shown = format!("{} (CLEARML_AGENT_FORCE_CODE_DIR)", root.display());
+    check_entry_point(&entry_point, &working_dir, &given, &root, &shown)?;
+    Ok(Sources {
+        working_dir,
+        root,
+        commit: None,
+        entry_point,
+        kind: Kind::Standalone,
+    })
+}
+
+/// Sees to it that Python takes the calls of `Task.init` that were put into the entry script.
+fn prepare_entry_script(
+    sources: &Sources,
+    force_task_init: bool,
+    console: &Console,
+) -> Result<(), SourceError> {
+    let named = sources.working_dir.join(&sources.entry_point);
+    let path = match named.is_file() {
+        true => named,
+        false => match entry_point::first_word(&sources.entry_point) {
+            Some((word, _)) => sources.working_dir.join(word),
+            None => return Ok(()),
+        },
+    };
+    let is_file = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file());
+    if !is_file || path.extension().is_none_or(|kind| kind != "py") {
+        return Ok(());
+    }
+    // What is no text Python will not run, and says so.
+    let Ok(mut text) = fs::read_to_string(&path) else {
+        return Ok(());
+    };
+    let mut said = Vec::new();
+    if let Some(moved) = task_init::below_future(&text) {
+        text = moved;
+        said.push("Task.init was moved below the imports of __future__ in");
+    }
+    if force_task_init && let Some(added) = task_init::added(&text) {
+        text = added;
+        said.push("A call of Task.init was added to");
+    }
+    if !said.is_empty() {
+        fs::write(&path, text).map_err(SourceError::io("writing", &path))?;
+    }
+    for what in said {
+        console.say(format!("{what} {}", sources.entry_point));
+    }
+    Ok(())
+}
+
+fn get(
+    request: &Request,
+    console: &Console,
+    stop: &CancellationToken,
+) -> Result<Sources, SourceError> {
     let script = &request.script;
     let changes = Changes::of(&script.diff);
-    let (entry_point, working_dir) =
-        entry_point::normalise(&script.entry_point, &script.working_dir, &|name| {
-            request.env.get(name).cloned()
-        });
+    let (entry_point, working_dir) = request.entry_point();
     if script.repository.trim().is_empty() {
         return match changes {
             Changes::Script => recorded_script(request, &entry_point, &working_dir, console),
@@ -170,19 +257,47 @@ pub fn fetch(
         ));
         sources.entry_point = file.entry_point;
     }
-    if let Some(missing) = entry_point::missing_script(&sources.entry_point, &sources.working_dir) {
-        return Err(SourceError::EntryPointMissing {
-            near: did_you_mean(&like(&sources.root, &missing, false)),
-            entry_point: missing,
-            working_dir: if working_dir.is_empty() {
-                ".".to_owned()
-            } else {
-                working_dir
-            },
-            root: address.shown(),
-        });
-    }
+    check_entry_point(
+        &sources.entry_point,
+        &sources.working_dir,
+        &working_dir,
+        &sources.root,
+        &address.shown(),
+    )?;
     Ok(sources)
+}
+
+impl Request {
+    /// Entry point and working directory as they are meant.
+    fn entry_point(&self) -> (String, String) {
+        let Script {
+            entry_point,
+            working_dir,
+            ..
+        } = &self.script;
+        entry_point::normalise(entry_point, working_dir, &|name| {
+            self.env.get(name).cloned()
+        })
+    }
+}
+
+/// Finds out at once that the script is not there. `given`: the working directory as the task has it.
+fn check_entry_point(
+    entry_point: &str,
+    working_dir: &Path,
+    given: &str,
+    root: &Path,
+    shown: &str,
+) -> Result<(), SourceError> {
+    match entry_point::missing_script(entry_point, working_dir) {
+        None => Ok(()),
+        Some(missing) => Err(SourceError::EntryPointMissing {
+            near: did_you_mean(&like(root, &missing, false)),
+            entry_point: missing,
+            working_dir: if given.is_empty() { "." } else { given }.to_owned(),
+            root: shown.to_owned(),
+        }),
+    }
 }
 
 fn recorded_script(

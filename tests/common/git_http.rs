@@ -128,7 +128,22 @@ fn serve(
     }
     let body = read_body(&mut reader, &headers)?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    // `/here/x` has moved to `/x`, and `/to/host:port/x` to that server.
+    let moved = path.strip_prefix("/here").map(str::to_owned).or_else(|| {
+        let elsewhere = path.strip_prefix("/to/")?;
+        Some(format!("http://{elsewhere}"))
+    });
+    if let Some(location) = moved {
+        let answer = format!(
+            "HTTP/1.1 301 Moved Permanently\r\nLocation: {location}?{query}\r\n\
+             Content-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        return stream.write_all(answer.as_bytes()).ok();
+    }
     let given = headers.get("authorization").and_then(|value| {
+        if let Some(token) = value.strip_prefix("Bearer ") {
+            return Some(("Bearer".to_owned(), token.to_owned()));
+        }
         let decoded = BASE64_STANDARD.decode(value.strip_prefix("Basic ")?).ok()?;
         let text = String::from_utf8(decoded).ok()?;
         let (user, password) = text.split_once(':')?;

@@ -70,6 +70,8 @@ impl Host {
             .unwrap();
         Request {
             script: script.clone(),
+            code_dir: None,
+            force_task_init: false,
             work_dir: work_dir.keep(),
             cache: Some(self.cache()),
             clone_on_pull_fail: self.clone_on_pull_fail,
