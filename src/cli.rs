@@ -56,6 +56,13 @@ pub enum Command {
     /// Send to the server what earlier runs could not: logs of agents that were killed, or whose
     /// server was away
     Sync(SyncArgs),
+    /// Ends what a killed agent left; started by `execute` itself
+    #[command(hide = true)]
+    Guard {
+        /// The run's own value of CLEARML_AGENT_RUN
+        #[arg(long)]
+        run: String,
+    },
     /// Serve a small ClearML-compatible API, for trials, tests and CI
     Server(ServerArgs),
     /// Show the whole way on this machine: a server, a task, and `execute` running it
@@ -151,8 +158,8 @@ pub struct ExecuteArgs {
     /// Send the set-up's log to the server too
     #[arg(long, help_heading = "Log and monitoring")]
     pub full_monitoring: bool,
-    /// How long the end may wait for a server that does not take the rest of the log; what is left
-    /// then is kept for `clearml-agent sync`
+    /// How long the end may wait for a server that does not take the rest of the log, or the status;
+    /// what is left then is kept for `clearml-agent sync`
     #[arg(
         long,
         value_name = "SECONDS",

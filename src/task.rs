@@ -28,6 +28,9 @@ pub struct Task {
     pub hyperparams: BTreeMap<String, BTreeMap<String, Parameter>>,
     #[serde(default, deserialize_with = "null_as_default")]
     pub runtime: serde_json::Map<String, serde_json::Value>,
+    /// The worker that reported on it last.
+    #[serde(default)]
+    pub last_worker: Option<String>,
 }
 
 /// The server's task states.
@@ -137,7 +140,7 @@ pub struct Parameter {
     pub value: String,
 }
 
-fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Default + Deserialize<'de>,

@@ -468,9 +468,15 @@ async fn a_worker_reports_and_leaves() {
     let session = login(&server).await;
     let id = training(&server);
     let stats = json!({"cpu_usage": [1.5], "memory_used": 3.0});
-    workers::status_report(&session, "w:0", &id, 1_795_472_758_977, Some(&stats))
-        .await
-        .unwrap();
+    let status = workers::Status {
+        worker: "w:0",
+        task: &id,
+        queue: None,
+        tags: &[],
+        timestamp: 1_795_472_758_977,
+        machine_stats: Some(&stats),
+    };
+    workers::status_report(&session, &status).await.unwrap();
     assert_eq!(server.task(&id)["last_worker"], "w:0");
     assert_eq!(server.state()["reports"][0]["machine_stats"], stats);
     workers::unregister(&session, "w:0").await.unwrap();

@@ -53,6 +53,7 @@ fn connect(journal: &Journal, server: &LogServer) {
         session: server.session.clone(),
         task: TASK.into(),
         worker: WORKER.into(),
+        mark: String::new(),
     });
 }
 

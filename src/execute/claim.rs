@@ -8,7 +8,7 @@ use crate::console::Console;
 use crate::task::{Status, Task};
 
 /// A task that this agent has set in progress. Only [`claim`] makes one, and whoever has one must
-/// see to it that a final status is written.
+/// see to it that a final status is written (unless it is the first rank's to write).
 #[derive(Debug)]
 pub struct Claimed(Task);
 
@@ -27,7 +27,12 @@ pub enum Mode {
     FromQueue,
     /// A copy of it.
     Clone,
+    /// As another rank of a run that the first one takes: nothing is done to it.
+    AfterFirst,
 }
+
+/// The reason that a task is set `started` with.
+pub const STARTED: &str = "worker started execution";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
@@ -73,6 +78,7 @@ pub async fn claim(
     let id = id.as_str();
     let mut taken_from = TakenFrom::Nowhere;
     match mode {
+        Mode::AfterFirst => return Ok(Claimed(task)),
         Mode::Clone => {
             let copy = tasks::clone(session, &task).await?;
             console.say(format!("Cloned task {id}: new task id={copy}"));
@@ -106,7 +112,7 @@ pub async fn claim(
     // keeps in the status message.
     let message = changed_by(worker);
     let note = StatusNote {
-        reason: "worker started execution",
+        reason: STARTED,
         message: &message,
     };
     if let Err(error) = tasks::started(session, &task.id, note, true).await {

@@ -6,25 +6,27 @@ use std::time::Duration;
 
 use super::abort_callback;
 use super::outcome::{Outcome, Stage, StopCause};
-use super::prepare::Prepared;
+use super::prepare::{Prepared, WriteBack};
 use super::run::Run;
 use super::run_dir;
 use super::timeline::Phase;
 use crate::api::Session;
 use crate::journal::sync;
-use crate::process::{self, Ended, Job, signal};
+use crate::process::{self, Account, Ended, Job, Usage, signal};
+use crate::sync::status_words;
 
-/// Starts the script and follows it to its end.
-pub(super) async fn follow(run: &Run, prepared: Prepared) -> Outcome {
+/// Starts the script and follows it to its end; what it used, where it was started.
+pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Usage>) {
     let Prepared {
         command,
         handover,
         write_back,
+        versions: _,
     } = prepared;
     run.console.say(handover);
     run.journal.job_started();
     if let Some(cause) = run.stop.cause() {
-        return Outcome::Stopped(cause);
+        return (Outcome::Stopped(cause), None);
     }
     let callback = abort_callback::Place {
         env: command.env.clone(),
@@ -33,13 +35,15 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> Outcome {
     let (mut job, output) = match process::spawn(command) {
         Ok(started) => started,
         Err(error) => {
-            return Outcome::Failed {
+            let outcome = Outcome::Failed {
                 stage: Stage::Launch,
                 cause: error.to_string(),
             };
+            return (outcome, None);
         }
     };
     run.timeline.mark(Phase::ScriptStarted);
+    run.script.started(job.pid());
     let runs_dir = run.settings.runs_dir.clone();
     tokio::task::spawn_blocking(move || run_dir::remove_leftovers(&runs_dir));
     let leftovers = tokio::spawn(send_leftovers(
@@ -47,8 +51,17 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> Outcome {
         run.settings.leftovers(),
     ));
     // Beside the script: it does not wait for these calls, the status does.
-    let written = tokio::spawn(write_back.send(run.session.clone(), run.task.id.clone()));
-    let registered = abort_callback::register(run);
+    let written = match run.settings.rank {
+        0 => write_back,
+        // The first rank's to write, as the registration below.
+        _ => WriteBack::default(),
+    };
+    let written = tokio::spawn(written.send(run.session.clone(), run.task.id.clone()));
+    let registered = async {
+        if run.settings.rank == 0 {
+            abort_callback::register(run).await;
+        }
+    };
 
     let ending = async {
         let ended = tokio::select! {
@@ -58,6 +71,7 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> Outcome {
             }
         };
         run.timeline.mark(Phase::ScriptEnded);
+        run.script.ended();
         ended
     };
     let (read, (ended, stopped), ()) =
@@ -76,11 +90,14 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> Outcome {
         )),
         Err(error) => tracing::debug!(%error, "write-back"),
     }
-    match (stopped, ended) {
-        (Some(cause), _) => Outcome::Stopped(cause),
-        (None, Ended::Exited { code }) => Outcome::Exited { code },
-        (None, Ended::Signalled { signal }) => Outcome::Signalled { signal },
-    }
+    let last_lines = run.journal.last_lines();
+    let last_lines: Vec<&str> = last_lines.iter().map(String::as_str).collect();
+    let Account { usage, death } = job.account(ended, &last_lines).await;
+    let outcome = match stopped {
+        Some(cause) => Outcome::Stopped(cause),
+        None => Outcome::of_script(ended, death),
+    };
+    (outcome, Some(usage))
 }
 
 /// Ends the job: the abort callback where the stop is the server's, the signal, the grace, SIGKILL. A
@@ -126,9 +143,14 @@ async fn send_leftovers(session: Arc<Session>, of: Option<(PathBuf, String)>) {
     };
     let whose = sync::Whose::Machine(&machine);
     let told = sync::send_left(&dir, whose, &session, |sent| match sent.what {
-        sync::What::Done { task, receipt } => eprintln!(
-            "clearml-agent: sent what an earlier run of task {task} had left: {}",
-            receipt.words()
+        sync::What::Done {
+            task,
+            receipt,
+            status,
+        } => eprintln!(
+            "clearml-agent: sent what an earlier run of task {task} had left: {}{}",
+            receipt.words(),
+            status_words(status)
         ),
         what => tracing::debug!(path = %sent.path.display(), ?what, "a journal of an earlier run"),
     });

@@ -103,6 +103,13 @@ pub fn job_environment(inherited: &Variables, told: &Told<'_>) -> Variables {
     env
 }
 
+/// `inherited` with the variables that say which GPUs there are.
+pub fn with_gpus(inherited: &Variables, gpus: &Gpus) -> Variables {
+    let mut env = inherited.clone();
+    set_gpus(&mut env, gpus);
+    env
+}
+
 fn set_gpus(env: &mut Variables, gpus: &Gpus) {
     const NVIDIA: &str = "NVIDIA_VISIBLE_DEVICES";
     const CUDA: &str = "CUDA_VISIBLE_DEVICES";

@@ -25,6 +25,11 @@ pub(super) enum NotRun {
     Interrupted(i32),
     #[error("{0}, before the task was taken: it is as it was")]
     Timeout(String),
+    #[error(
+        "this machine is not fit to run the task, which is as it was (agent.gpu_health_check): {}",
+        .0.join("; ")
+    )]
+    Unfit(Vec<String>),
     #[error("{0}")]
     Agent(String),
 }
@@ -39,6 +44,7 @@ impl NotRun {
             NotRun::Refused(_) => exit::NOT_CLAIMED,
             NotRun::Interrupted(signal) => for_signal(*signal),
             NotRun::Timeout(_) => exit::TIMEOUT,
+            NotRun::Unfit(_) => exit::UNFIT,
             NotRun::Agent(_) => exit::AGENT,
         }
     }
@@ -66,6 +72,7 @@ impl NotRun {
             },
             NotRun::Interrupted(_) => Reason::Interrupted,
             NotRun::Timeout(_) => Reason::Timeout,
+            NotRun::Unfit(_) => Reason::NodeUnfit,
             NotRun::Agent(_) => Reason::AgentFailed,
         }
     }

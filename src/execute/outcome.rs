@@ -3,15 +3,16 @@
 
 use crate::api::tasks::FinalStatus;
 use crate::mask::{Mask, Masked};
-use crate::process::signal;
+use crate::process::death::{Death, Sender};
+use crate::process::{Ended, signal};
 
 /// Every way in which a claimed task can end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The script ended by itself.
+    /// The script ended by itself, for reasons of its own.
     Exited { code: i32 },
-    /// A signal that this agent did not send ended the script.
-    Signalled { signal: i32 },
+    /// The script failed, and why is known: a signal that this agent did not send, no memory, no space.
+    Died { ended: Ended, death: Death },
     /// The run was asked to stop, and did.
     Stopped(StopCause),
     /// The script was never started, or could not be followed.
@@ -69,6 +70,8 @@ pub mod exit {
     pub const NO_SERVER: u8 = 69;
     /// A defect or a limit of the agent or its machine.
     pub const AGENT: u8 = 70;
+    /// This machine's GPUs are not fit for work: drain it, and run the task elsewhere.
+    pub const UNFIT: u8 = 71;
     /// The Python environment could not be built.
     pub const ENVIRONMENT: u8 = 72;
     /// A file that was asked for cannot be written.
@@ -107,6 +110,24 @@ pub struct Verdict {
 }
 
 impl Outcome {
+    /// Of a script that was not stopped.
+    pub fn of_script(ended: Ended, death: Option<Death>) -> Outcome {
+        match (ended, death) {
+            (ended, Some(death)) => Outcome::Died { ended, death },
+            (Ended::Exited { code }, None) => Outcome::Exited { code },
+            (Ended::Signalled { signal }, None) => {
+                let by = Sender::Unknown;
+                let death = Death::Signalled { signal, by };
+                Outcome::Died { ended, death }
+            }
+        }
+    }
+
+    /// Whether the script ran to an end of its own.
+    pub fn is_of_script(&self) -> bool {
+        matches!(self, Outcome::Exited { .. } | Outcome::Died { .. })
+    }
+
     /// Status words are the Python agent's where it has them (`worker execution done`,
     /// `worker execution exit code N`, negative for signals).
     pub fn verdict(&self, mask: &Mask) -> Verdict {
@@ -123,13 +144,19 @@ impl Outcome {
                 format!("Process failed, exit code {code}"),
                 u8::try_from(*code).unwrap_or(u8::MAX),
             ),
-            Outcome::Signalled { signal } => {
-                let name = signal::name(*signal);
+            Outcome::Died { ended, death } => {
+                let why = death.reason();
+                let (exit_code, shown) = match ended {
+                    Ended::Exited { code } => {
+                        (u8::try_from(*code).unwrap_or(u8::MAX), code.to_string())
+                    }
+                    Ended::Signalled { signal } => (for_signal(*signal), format!("-{signal}")),
+                };
                 (
                     FinalStatus::Failed,
-                    format!("worker execution exit code -{signal} (killed by {name})"),
-                    format!("Process failed, killed by {name}"),
-                    for_signal(*signal),
+                    format!("worker execution exit code {shown}: {why}"),
+                    format!("Process failed, exit code {shown}: {why}"),
+                    exit_code,
                 )
             }
             Outcome::Stopped(cause) => {
@@ -247,10 +274,21 @@ mod tests {
                 3,
             ),
             (
-                Outcome::Signalled { signal: 9 },
+                Outcome::of_script(Ended::Signalled { signal: 11 }, None),
                 Failed,
-                "worker execution exit code -9 (killed by SIGKILL)",
-                137,
+                "worker execution exit code -11: ended by SIGSEGV, not by this agent: by itself, or by somebody \
+                 with the right to (the batch system, a user)",
+                139,
+            ),
+            (
+                Outcome::of_script(
+                    Ended::Exited { code: 1 },
+                    Some(Death::NoSharedMemory { size: None }),
+                ),
+                Failed,
+                "worker execution exit code 1: shared memory (/dev/shm) is used up: in a container give it more \
+                 (--shm-size, or --ipc=host), or use fewer data loader workers",
+                1,
             ),
             (
                 Outcome::Stopped(StopCause::Signal(2)),

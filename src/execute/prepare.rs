@@ -9,8 +9,10 @@ use tokio_util::sync::CancellationToken;
 use super::job_env::{self, Told, Variables};
 use super::large_diff;
 use super::outcome::{Outcome, Stage, StopCause};
+use super::result::Versions;
 use super::run::Run;
 use super::run_dir::RunDir;
+use super::timeline::Phase;
 use crate::api::{ApiError, Session, Trust, tasks};
 use crate::process;
 use crate::python::{self, Environment, PythonError, command, notebook};
@@ -24,6 +26,7 @@ pub(super) struct Prepared {
     /// The lines that end the set-up, as the Python agent words them: other tools look for them.
     pub handover: String,
     pub write_back: WriteBack,
+    pub versions: Versions,
 }
 
 /// What the task did not say itself and the run found out.
@@ -68,8 +71,9 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
     let token = run.stop.token().child_token();
     let code = async {
         let sources = fetch(run, &script, run_dir.path(), token.clone()).await;
-        if sources.is_err() {
-            token.cancel();
+        match &sources {
+            Ok(_) => run.timeline.mark(Phase::CodeReady),
+            Err(_) => token.cancel(),
         }
         sources
     };
@@ -107,6 +111,7 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
     )
     .await
     .map_err(python)?;
+    run.timeline.mark(Phase::EnvironmentReady);
     let entry_point = notebook::convert(
         &environment,
         &sources.working_dir,
@@ -149,6 +154,11 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
     let env = job_env::job_environment(&job.inherited, &told);
 
     let handover = handover(&run.task.id, &start.shown, &installed.summary);
+    let versions = Versions {
+        python: environment.interpreter.as_ref().map(|i| i.full_version()),
+        commit: sources.commit.clone(),
+        ..Versions::default()
+    };
     let commit = sources.commit.filter(|_| script.version_num.is_empty());
     Ok(Prepared {
         command: process::Command {
@@ -162,6 +172,7 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
             requirements: installed.requirements_to_record,
             commit,
         },
+        versions,
     })
 }
 

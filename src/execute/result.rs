@@ -10,6 +10,7 @@ use super::timeline::Timeline;
 use crate::api::tasks::FinalStatus;
 use crate::journal::{Amount, Receipt};
 use crate::mask::Masked;
+use crate::process::{Ended, Usage};
 
 /// Why a run ended as it did: what a scheduler decides on. Names stay; new ones may come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -19,8 +20,6 @@ pub enum Reason {
     Completed,
     /// The script ended with another code.
     Failed,
-    /// A signal that is not the agent's ended the script.
-    Signalled,
     /// The agent got a signal and stopped the run.
     Interrupted,
     /// Stopped on the server: aborted, reset, or deleted there.
@@ -47,6 +46,11 @@ pub enum Reason {
     Refused,
     ConfigInvalid,
     LogFileFailed,
+    /// `agent.gpu_health_check` refused: a GPU of this machine is not well.
+    NodeUnfit,
+    /// The script failed, and why is known: the word for its [`crate::process::death::Death`].
+    #[serde(untagged)]
+    Died(&'static str),
 }
 
 impl From<&Outcome> for Reason {
@@ -54,7 +58,7 @@ impl From<&Outcome> for Reason {
         match outcome {
             Outcome::Exited { code: 0 } => Reason::Completed,
             Outcome::Exited { .. } => Reason::Failed,
-            Outcome::Signalled { .. } => Reason::Signalled,
+            Outcome::Died { death, .. } => Reason::Died(death.kind()),
             Outcome::Stopped(StopCause::Signal(_)) => Reason::Interrupted,
             Outcome::Stopped(StopCause::Server { .. }) => Reason::Aborted,
             Outcome::Stopped(StopCause::Timeout { .. }) => Reason::Timeout,
@@ -86,8 +90,30 @@ pub struct RunResult<'a> {
     /// How the script ended, where it was started and was not stopped.
     pub script: Script,
     pub times: &'a Timeline,
+    /// Of the script and everything that it started; null where it was not started.
+    pub usage: Option<Usage>,
     pub log: Option<Log>,
-    pub agent_version: &'static str,
+    pub versions: Versions,
+}
+
+/// What took part in the run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Versions {
+    pub agent: &'static str,
+    /// The script's Python; null where it has none, or was not started.
+    pub python: Option<String>,
+    /// The commit that was checked out.
+    pub commit: Option<String>,
+}
+
+impl Default for Versions {
+    fn default() -> Self {
+        Self {
+            agent: env!("CARGO_PKG_VERSION"),
+            python: None,
+            commit: None,
+        }
+    }
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -99,11 +125,18 @@ pub struct Script {
 impl From<&Outcome> for Script {
     fn from(outcome: &Outcome) -> Self {
         match outcome {
-            Outcome::Exited { code } => Script {
+            Outcome::Exited { code }
+            | Outcome::Died {
+                ended: Ended::Exited { code },
+                ..
+            } => Script {
                 exit_code: Some(*code),
                 signal: None,
             },
-            Outcome::Signalled { signal } => Script {
+            Outcome::Died {
+                ended: Ended::Signalled { signal },
+                ..
+            } => Script {
                 exit_code: None,
                 signal: Some(*signal),
             },

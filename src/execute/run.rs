@@ -6,28 +6,34 @@ use std::time::Duration;
 
 use super::claim::{self, Claimed};
 use super::follow::follow;
+use super::health;
 use super::job_env::Variables;
+use super::node;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause, Verdict};
 use super::prepare;
-use super::result::{Log, Reason, ResultFile, RunResult, Script};
+use super::result::{Log, Reason, ResultFile, RunResult, Script, Versions};
 use super::run_dir::RunDir;
 use super::settings::{self, Monitoring, Settings};
 use super::stop::Stop;
 use super::timeline::{Phase, Timeline};
 use super::watch::watch;
-use crate::api::tasks::{self, StatusNote, StatusWrite};
+use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
 use crate::api::{Session, workers};
 use crate::cli::{ExecuteArgs, GlobalArgs};
 use crate::console::Console;
 use crate::journal::{self, Journal, Receipt, Upload};
 use crate::mask::{Mask, Secrets};
 use crate::monitor;
-use crate::process;
+use crate::process::guard::Guard;
+use crate::process::{self, Usage};
 use crate::task::Task;
 
 /// A server that takes longer is worth a word.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// What the final status may take at least, however short `--drain-timeout` is.
+const STATUS_LIMIT: Duration = Duration::from_secs(5);
 
 /// What every step of a claimed run needs.
 pub(super) struct Run {
@@ -38,6 +44,8 @@ pub(super) struct Run {
     pub journal: Journal,
     pub stop: Stop,
     pub timeline: Arc<Timeline>,
+    /// The job, for the monitor.
+    pub script: monitor::Script,
 }
 
 /// How a claimed run ended, and what was told of it.
@@ -46,7 +54,32 @@ struct Ending {
     worker: String,
     outcome: Outcome,
     verdict: Verdict,
+    /// `None` where the status is another rank's to write.
+    status: Option<FinalStatus>,
     receipt: Receipt,
+    usage: Option<Usage>,
+    versions: Versions,
+}
+
+/// What a run came to, before it is told.
+struct Ran {
+    outcome: Outcome,
+    /// To be removed.
+    run_dir: Option<RunDir>,
+    usage: Option<Usage>,
+    versions: Versions,
+}
+
+impl From<Outcome> for Ran {
+    /// Nothing ran.
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            run_dir: None,
+            usage: None,
+            versions: Versions::default(),
+        }
+    }
 }
 
 /// `clearml-agent execute`; gives the exit code.
@@ -86,15 +119,17 @@ fn result<'a>(
     times: &'a Timeline,
     mask: &Mask,
 ) -> RunResult<'a> {
-    let (task, worker, status, reason, message, script, log) = match ended {
+    let (task, worker, status, reason, message, script, log, usage, versions) = match ended {
         Ok(ending) => (
             ending.task.clone(),
             Some(ending.worker.clone()),
-            Some(ending.verdict.status),
+            ending.status,
             Reason::from(&ending.outcome),
             ending.verdict.reason.clone(),
             Script::from(&ending.outcome),
             Some(Log::from(&ending.receipt)),
+            ending.usage,
+            ending.versions.clone(),
         ),
         Err(not_run) => (
             asked_for.to_owned(),
@@ -104,6 +139,8 @@ fn result<'a>(
             mask.mask(&not_run.to_string()),
             Script::default(),
             None,
+            None,
+            Versions::default(),
         ),
     };
     RunResult {
@@ -115,8 +152,9 @@ fn result<'a>(
         exit_code,
         script,
         times,
+        usage,
         log,
-        agent_version: env!("CARGO_PKG_VERSION"),
+        versions,
     }
 }
 
@@ -160,7 +198,12 @@ async fn attempt(
             too_short.join(", ")
         ));
     }
-    match take(&settings, &stop, &console).await {
+    let fit = health::check(&settings.monitor, &stop, &console).await;
+    let taken = match fit {
+        Ok(()) => take(&settings, &stop, &console).await,
+        Err(unfit) => Err(unfit),
+    };
+    match taken {
         Ok((session, claimed)) => {
             Ok(carry_out(claimed, settings, session, journal, stop, timeline).await)
         }
@@ -203,7 +246,7 @@ async fn take(
     Ok((session, claimed))
 }
 
-fn interrupted(cause: &StopCause) -> NotRun {
+pub(super) fn interrupted(cause: &StopCause) -> NotRun {
     match cause {
         StopCause::Signal(signal) => NotRun::Interrupted(*signal),
         StopCause::Timeout { .. } => NotRun::Timeout(cause.to_string()),
@@ -233,68 +276,91 @@ async fn carry_out(
         session: session.clone(),
         stop: stop.clone(),
         timeline,
+        script: monitor::Script::default(),
         settings,
     });
     let id = run.task.id.clone();
     let monitoring = run.settings.monitoring;
+    let guard = Guard::start(&run.settings.run)
+        .inspect_err(|error| tracing::debug!(%error, "no guard"))
+        .ok();
+    let rank = run.settings.rank;
+    let claiming = if rank == 0 {
+        journal.answer_for(&journal::Held {
+            server: session.host(),
+            task: &id,
+            worker: &worker,
+            claim: &run.settings.run,
+            former_worker: run.task.last_worker.as_deref(),
+        });
+        // Beside all else: until the server has it, a killed agent's task has to wait for its user.
+        Some(tokio::spawn(record_claim(run.clone())))
+    } else {
+        run.console.say(format!(
+            "Rank {rank} of several (RANK, SLURM_PROCID): the task's status and packages are rank 0's to write"
+        ));
+        None
+    };
     if monitoring != Monitoring::Off {
         journal.connect(Upload {
             session: session.clone(),
             task: id.clone(),
             worker: worker.clone(),
+            mark: node::log_mark(&run.settings.job.inherited, rank),
         });
     }
-    let monitor = (monitoring != Monitoring::Off).then(|| {
-        monitor::start(monitor::Report {
-            session: session.clone(),
-            worker: worker.clone(),
-            task: id.clone(),
-            disk_path: run.settings.disk.clone(),
-            timing: monitor::Timing::default(),
-        })
-    });
+    let monitor = (monitoring != Monitoring::Off).then(|| monitor::start(run.report()));
     let watching = tokio::spawn(watch(session.clone(), id.clone(), stop.clone()));
 
     // A task of its own: a defect that panics in there still ends here, with a status.
-    let (outcome, run_dir) = tokio::spawn(prepare_and_follow(run.clone()))
+    let ran = tokio::spawn(prepare_and_follow(run.clone()))
         .await
         .unwrap_or_else(|panic| {
             let outcome = Outcome::Failed {
                 stage: Stage::Agent,
                 cause: format!("a defect of the agent, please report it: {panic}"),
             };
-            (outcome, None)
+            Ran::from(outcome)
         });
+    let Ran {
+        outcome,
+        run_dir,
+        usage,
+        versions,
+    } = ran;
     watching.abort();
+    // Nothing of the run is left.
+    drop(guard);
     let clean_up = tokio::task::spawn_blocking(move || drop(run_dir));
 
-    if !matches!(outcome, Outcome::Exited { .. } | Outcome::Signalled { .. }) {
+    if !outcome.is_of_script() {
         journal.release_setup();
     }
     let mut verdict = outcome.verdict(&run.settings.mask);
     if hides_exit_code(&run.settings, &outcome) {
         verdict.exit_code = 0;
     }
-    run.console.say(verdict.last_line.as_str());
-    let receipt = journal.finish(run.settings.journal.drain).await;
+    run.script.ended();
+    let last_line = verdict.last_line.as_str();
+    run.console
+        .say(format!("{last_line}{}", node::suffix(rank)));
+    let status = (rank == 0).then_some(verdict.status);
+    if let Some(status) = status {
+        journal.will_end(&journal::Ending {
+            status,
+            reason: verdict.reason.as_str().to_owned(),
+        });
+    }
+    let receipt = journal.clone().finish(run.settings.journal.drain).await;
     run.timeline.mark(Phase::LogSent);
     if monitoring != Monitoring::Off {
         eprintln!("clearml-agent: {}", receipt.words());
     }
-    let message = claim::changed_by(&worker);
-    let note = StatusNote {
-        reason: verdict.reason.as_str(),
-        message: &message,
-    };
-    match tasks::finish(&session, &id, verdict.status, note).await {
-        Ok(StatusWrite::Written) => {}
-        Ok(StatusWrite::NotFromHere { message }) => eprintln!(
-            "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
-        ),
-        Err(error) => eprintln!(
-            "clearml-agent: the task's status could not be written ({}): {error}",
-            verdict.reason
-        ),
+    if let Some(status) = status {
+        write_status(&run, status, &verdict).await;
+    }
+    if let Some(claiming) = claiming {
+        claiming.abort();
     }
     if let Some(monitor) = monitor {
         monitor.stop().await;
@@ -310,7 +376,52 @@ async fn carry_out(
         worker,
         outcome,
         verdict,
+        status,
         receipt,
+        usage,
+        versions,
+    }
+}
+
+/// Says in the task's runtime by which claim it runs, and, where the run is supervised, on which
+/// machine, as the Python agent does then.
+async fn record_claim(run: Arc<Run>) {
+    let mut more = vec![(tasks::CLAIM, run.settings.run.as_str())];
+    if run.settings.monitoring == Monitoring::Full {
+        more.push(("_exec_agent_hostname", run.settings.config.machine()));
+    }
+    if let Err(error) = tasks::add_to_runtime(&run.session, &run.task.id, &more).await {
+        tracing::debug!(%error, "the claim is not recorded");
+    }
+}
+
+/// What cannot be written now, the journal keeps.
+async fn write_status(run: &Run, status: FinalStatus, verdict: &Verdict) {
+    let message = claim::changed_by(&run.settings.endpoint.worker);
+    let note = StatusNote {
+        reason: verdict.reason.as_str(),
+        message: &message,
+    };
+    let limit = run.settings.journal.drain.max(STATUS_LIMIT);
+    let told = tokio::select! {
+        told = tasks::finish(&run.session, &run.task.id, status, note) => {
+            told.map_err(|error| error.to_string())
+        }
+        () = tokio::time::sleep(limit) => Err(format!("no answer within {} s", limit.as_secs())),
+    };
+    match told {
+        Ok(StatusWrite::Written) => run.journal.status_is_told(),
+        Ok(StatusWrite::NotFromHere { message }) => {
+            run.journal.status_is_told();
+            eprintln!(
+                "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
+            );
+        }
+        Err(error) => eprintln!(
+            "clearml-agent: the task's status could not be written ({}): {error}\n  \
+             `clearml-agent sync`, or the next run on this machine, writes it",
+            verdict.reason
+        ),
     }
 }
 
@@ -335,12 +446,12 @@ fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
 fn hides_exit_code(settings: &Settings, outcome: &Outcome) -> bool {
     !settings.propagate_exit_code
         && settings.monitoring == Monitoring::Full
-        && matches!(outcome, Outcome::Exited { .. } | Outcome::Signalled { .. })
+        && outcome.is_of_script()
 }
 
 /// Code and environment, then the script to its end. The folder is given back to be removed beside
 /// the last calls.
-async fn prepare_and_follow(run: Arc<Run>) -> (Outcome, Option<RunDir>) {
+async fn prepare_and_follow(run: Arc<Run>) -> Ran {
     let runs_dir = &run.settings.runs_dir;
     let run_dir = match RunDir::create(runs_dir, &run.task.id) {
         Ok(run_dir) => run_dir,
@@ -352,12 +463,23 @@ async fn prepare_and_follow(run: Arc<Run>) -> (Outcome, Option<RunDir>) {
                     runs_dir.display()
                 ),
             };
-            return (outcome, None);
+            return outcome.into();
         }
     };
-    let outcome = match prepare::prepare(&run, &run_dir).await {
-        Ok(prepared) => follow(&run, prepared).await,
-        Err(outcome) => outcome,
+    let ran = match prepare::prepare(&run, &run_dir).await {
+        Ok(prepared) => {
+            let versions = prepared.versions.clone();
+            let (outcome, usage) = follow(&run, prepared).await;
+            Ran {
+                usage,
+                versions,
+                ..Ran::from(outcome)
+            }
+        }
+        Err(outcome) => outcome.into(),
     };
-    (outcome, Some(run_dir))
+    Ran {
+        run_dir: Some(run_dir),
+        ..ran
+    }
 }

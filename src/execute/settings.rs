@@ -7,13 +7,16 @@ use std::time::Duration;
 use super::abort_callback::Callback;
 use super::claim::Mode;
 use super::git_settings;
-use super::job_env::{Gpus, Variables};
+use super::job_env::{self, Gpus, Variables};
+use super::monitoring::MonitorSettings;
+use super::node;
 use super::outcome::exit;
+use super::worker_place::{self, Place};
 use crate::api::{Endpoint, Trust};
 use crate::cli::{ExecuteArgs, GlobalArgs, LogLevel};
 use crate::config::{self, Config, ConfigError, Lookup};
 use crate::mask::Mask;
-use crate::process::signal;
+use crate::process::{guard, signal};
 use crate::python;
 use crate::source::{self, GitCredentials};
 
@@ -21,9 +24,16 @@ use crate::source::{self, GitCredentials};
 #[derive(Debug)]
 pub struct Settings {
     pub task: String,
+    /// The id of this run of it: its claim, and the mark of its processes.
+    pub run: String,
     pub mode: Mode,
     pub endpoint: Endpoint,
     pub monitoring: Monitoring,
+    pub monitor: MonitorSettings,
+    /// Of several nodes that run the task, which this is.
+    pub rank: u32,
+    /// The worker's id is this run's alone (`--full-monitoring`).
+    pub place: Option<Place>,
     pub log_file: Option<PathBuf>,
     pub job: JobSettings,
     pub git: GitSettings,
@@ -36,8 +46,6 @@ pub struct Settings {
     pub propagate_exit_code: bool,
     /// `agent.suppress_carriage_return`.
     pub suppress_carriage_return: bool,
-    /// `agent.resource_monitoring.disk_use_path`, or the home folder.
-    pub disk: PathBuf,
     pub config: Config,
     /// What is hidden wherever something leaves the agent.
     pub mask: Mask,
@@ -165,9 +173,22 @@ pub fn resolve(
     // What the script inherits, and with it every tool that is run for it.
     let mut inherited = env;
     inherited.extend(config.job_variables().clone());
+    let run = uuid::Uuid::new_v4().simple().to_string();
+    inherited.insert(guard::MARK.into(), run.clone());
     let stop = stop_settings(args, &config, &mut inherited)?;
     let gpus = Gpus::from_flags(args.gpus.as_deref(), args.cpu_only);
-    let worker = config.worker_id();
+    let rank = node::rank(&inherited);
+    let place = (monitoring(args) == Monitoring::Full).then(|| {
+        let id = config.text("agent.worker_id");
+        let name = config.text("agent.worker_name");
+        let name = name.as_deref().unwrap_or(config.machine());
+        let env = job_env::with_gpus(&inherited, &gpus);
+        worker_place::take(id.as_deref(), name, &env)
+    });
+    let worker = match &place {
+        Some(place) => place.id.clone(),
+        None => config.worker_id(),
+    };
     let endpoint = config.endpoint(&worker)?;
     let vcs_cache = config.flag("agent.vcs_cache.enabled")?.unwrap_or(true);
     let folder = |key: &'static str| {
@@ -178,8 +199,12 @@ pub fn resolve(
     };
     Ok(Settings {
         task: args.id.clone(),
-        mode: mode(args),
+        run,
+        mode: mode(args, rank)?,
         monitoring: monitoring(args),
+        monitor: MonitorSettings::read(&config, &inherited, &gpus, home)?,
+        rank,
+        place,
         log_file: args.log_file.as_deref().map(absolute),
         git: GitSettings {
             code_dir: git_settings::code_dir(&inherited),
@@ -213,10 +238,6 @@ pub fn resolve(
             .get("CLEARML_AGENT_PROPAGATE_EXITCODE")
             .and_then(|value| config::bool_of(value))
             .unwrap_or(true),
-        disk: config
-            .path("agent.resource_monitoring.disk_use_path")
-            .or(home)
-            .unwrap_or_else(|| PathBuf::from("/")),
         job: JobSettings {
             gpus,
             log_level: args.log_level,
@@ -307,12 +328,19 @@ fn refuse_what_is_not_built(args: &ExecuteArgs) -> Result<(), SettingsError> {
     Ok(())
 }
 
-fn mode(args: &ExecuteArgs) -> Mode {
-    match (args.require_queue, args.clone) {
+fn mode(args: &ExecuteArgs, rank: u32) -> Result<Mode, SettingsError> {
+    if rank > 0 && args.clone {
+        return Err(SettingsError::Value(format!(
+            "this is rank {rank} of several (RANK, SLURM_PROCID), and --clone would make a copy for each: \
+             copy the task first and give all of them its id"
+        )));
+    }
+    Ok(match (args.require_queue, args.clone) {
+        _ if rank > 0 => Mode::AfterFirst,
         (true, _) => Mode::FromQueue,
         (false, true) => Mode::Clone,
         (false, false) => Mode::Any,
-    }
+    })
 }
 
 fn monitoring(args: &ExecuteArgs) -> Monitoring {

@@ -78,6 +78,16 @@ fn reads_as_stop(standing: Option<&Standing>, taken_away: &mut u32) -> Option<St
 mod tests {
     use super::*;
 
+    fn standing(status: Status, message: Option<&str>) -> Standing {
+        Standing {
+            status,
+            status_message: message.map(str::to_owned),
+            last_changed_by: None,
+            runtime: serde_json::Map::new(),
+            last_worker: None,
+        }
+    }
+
     #[test]
     fn an_abort_is_told_from_a_running_task() {
         for (status, message, stops) in [
@@ -95,11 +105,7 @@ mod tests {
             (Status::Completed, None, false),
             (Status::Created, None, false),
         ] {
-            let standing = Standing {
-                status,
-                status_message: message.map(str::to_owned),
-                last_changed_by: None,
-            };
+            let standing = standing(status, message);
             let said = reads_as_stop(Some(&standing), &mut 0);
             assert_eq!(said.is_some(), stops, "{standing:?}: {said:?}");
         }
@@ -108,16 +114,8 @@ mod tests {
 
     #[test]
     fn a_reset_counts_when_it_stays() {
-        let reset = Standing {
-            status: Status::Created,
-            status_message: None,
-            last_changed_by: None,
-        };
-        let running = Standing {
-            status: Status::InProgress,
-            status_message: None,
-            last_changed_by: None,
-        };
+        let reset = standing(Status::Created, None);
+        let running = standing(Status::InProgress, None);
         let mut count = 0;
         for standing in [&reset, &reset, &reset, &running, &reset, &reset, &reset] {
             assert_eq!(reads_as_stop(Some(standing), &mut count), None);
