@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio_util::sync::CancellationToken;
 
 use crate::process::die_with_the_agent;
+use crate::process::job_group::Entrance;
 
 /// How often it is looked whether the run is to stop.
 const STOP_POLL: Duration = Duration::from_millis(50);
@@ -34,7 +35,7 @@ pub(super) fn run(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    die_with_the_agent(&mut command);
+    die_with_the_agent(&mut command, Entrance::default());
     let mut child = command.spawn()?;
     let group = Pid::from_raw(child.id().cast_signed());
     let kill = || {

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::url::Address;
 use crate::config::Variables;
 use crate::process::die_with_the_agent;
+use crate::process::job_group::Entrance;
 
 /// libgit2 is given addresses of this scheme where the ssh program is to be used.
 const SCHEME: &str = "openssh";
@@ -253,7 +254,7 @@ impl Call {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         // A run's fetches are one thread's, which outlives them.
-        die_with_the_agent(&mut command);
+        die_with_the_agent(&mut command, Entrance::default());
         let mut child = command.spawn()?;
         let (Some(input), Some(output), Some(mut errors)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
