@@ -179,7 +179,7 @@ fn upload(world: &World, text: &str) -> String {
         login = 'Basic ' + base64.b64encode((key + ':' + secret).encode()).decode()\n\
         answer = urllib.request.urlopen(urllib.request.Request(api + '/auth.login', b'{}', {'Authorization': login, 'Content-Type': 'application/json'}))\n\
         token = json.load(answer)['data']['token']\n\
-        body = ('--x\\r\\nContent-Disposition: form-data; name=\"file\"; filename=\"d.txt\"\\r\\n\\r\\n' + text + '\\r\\n--x--\\r\\n').encode()\n\
+        body = ('--x\\r\\nContent-Disposition: form-data; name=\"' + url.split('/', 3)[3] + '\"; filename=\"d.txt\"\\r\\n\\r\\n' + text + '\\r\\n--x--\\r\\n').encode()\n\
         urllib.request.urlopen(urllib.request.Request(url, body, {'Authorization': 'Bearer ' + token, 'Content-Type': 'multipart/form-data; boundary=x'}))\n";
     let output = std::process::Command::new(python)
         .args(["-c", script, world.api.url.trim_end_matches('/')])

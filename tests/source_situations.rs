@@ -453,6 +453,32 @@ const SITUATIONS: &[Situation] = &[
         Commit(first, TRAIN),
     ),
     (
+        "a header that git's configuration adds",
+        |w, host| {
+            let header = format!("Authorization: Bearer {PASSWORD}");
+            home_file(
+                host,
+                ".gitconfig",
+                &format!("[http]\n\textraHeader = \"{header}\"\n"),
+            );
+            script(&w.bearer.url("up/.git"))
+        },
+        Commit(tip, TRAIN),
+    ),
+    (
+        "a commit by a header that git's configuration adds",
+        |w, host| {
+            let header = format!("Authorization: Bearer {PASSWORD}");
+            home_file(
+                host,
+                ".gitconfig",
+                &format!("[http]\n\textraHeader = \"{header}\"\n"),
+            );
+            version(script(&w.bearer.url("up/.git")), &w.first)
+        },
+        Commit(first, TRAIN),
+    ),
+    (
         "ssh forced",
         |w, host| {
             host.protocol.force_ssh = true;

@@ -169,6 +169,15 @@ pub(super) fn logins(
     logins
 }
 
+/// The header that is sent at once, without being asked, where the configured password is a bearer
+/// token.
+pub(super) fn bearer(logins: &[Login], kind: PasswordKind) -> Option<Secret> {
+    let is_token = |login: &&Login| login.origin == CONFIGURED && !login.password.is_empty();
+    let login = logins.iter().find(is_token)?;
+    (kind == PasswordKind::EntraToken)
+        .then(|| Secret::new(format!("Authorization: Bearer {}", login.password.expose())))
+}
+
 /// What git's own credential helpers know of `address`: those that the user's configuration names.
 fn from_helpers(address: &Address, env: &Variables, stop: &CancellationToken) -> Option<Login> {
     let scheme = match address.transport {
@@ -246,13 +255,8 @@ impl<'a> Answers<'a> {
         }
     }
 
-    /// The header that is sent at once, without being asked, where the configured password is a
-    /// bearer token.
-    pub(super) fn bearer(&self, kind: PasswordKind) -> Option<Secret> {
-        let is_token = |login: &&Login| login.origin == CONFIGURED && !login.password.is_empty();
-        let login = self.logins.iter().find(is_token)?;
-        (kind == PasswordKind::EntraToken)
-            .then(|| Secret::new(format!("Authorization: Bearer {}", login.password.expose())))
+    pub(super) fn logins(&self) -> &[Login] {
+        &self.logins
     }
 
     /// What was offered and refused.

@@ -200,6 +200,17 @@ impl SourceError {
         Self::sorted(address, code, class, said.to_owned(), &offered)
     }
 
+    /// The same, with what git itself said to it.
+    pub(super) fn also(mut self, git_said: &str) -> Self {
+        if let Self::Authentication { cause, .. }
+        | Self::HostIdentity { cause, .. }
+        | Self::Fetch { cause, .. } = &mut self
+        {
+            cause.push_str(&format!(" (git itself: {git_said})"));
+        }
+        self
+    }
+
     /// One failure for all the ways that were tried.
     pub(super) fn no_way(address: &Address, mut failures: Vec<(String, SourceError)>) -> Self {
         if failures.len() < 2 {

@@ -4,15 +4,14 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use git2::Repository;
 
-use super::credentials::Login;
 use super::error::SourceError;
+use super::git_program;
 use super::mirror::Mirrors;
-use super::network::Network;
 use super::program;
 use super::ssh::on_path;
 use super::url::{Address, Transport};
@@ -77,13 +76,13 @@ pub(super) fn download(
     for way in network.ways(repository, address) {
         let mut command = Command::new(&git);
         command.args(["lfs", "pull"]).current_dir(root);
-        set_up(
-            &mut command,
-            network,
-            address,
-            &way.address,
-            storage.clone(),
-        );
+        let mut settings = Vec::new();
+        // What one run has downloaded the next one needs not. Of a repository on this machine git-lfs
+        // would look for the objects there, too.
+        if let (Some(storage), false) = (&storage, way.address.transport == Transport::Local) {
+            settings.push(("lfs.storage".to_owned(), storage.display().to_string()));
+        }
+        git_program::set_up(&mut command, network, address, &way.address, settings);
         let finished = program::run(command, b"", mirrors.stop, &|_| {})
             .map_err(|error| failed(error.to_string()))?;
         if mirrors.stop.is_cancelled() {
@@ -131,71 +130,4 @@ fn is_pointer(path: &Path) -> bool {
             .and_then(|mut file| file.read_exact(&mut start))
             .is_ok()
         && start == *POINTER
-}
-
-/// The environment for `git lfs`: how to reach the server and who we are, in variables of this process
-/// alone.
-fn set_up(
-    command: &mut Command,
-    network: &Network<'_>,
-    address: &Address,
-    way: &Address,
-    storage: Option<PathBuf>,
-) {
-    let env = network.env;
-    command
-        .env_clear()
-        .envs(env)
-        .env("GIT_TERMINAL_PROMPT", "0");
-    if !env.contains_key("GIT_SSH_COMMAND") && !env.contains_key("GIT_SSH") {
-        command.env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes");
-    }
-    let mut settings: Vec<(String, String)> = Vec::new();
-    // Of a repository on this machine git-lfs would look for the objects there, too.
-    if let Some(storage) = storage.filter(|_| way.transport != Transport::Local) {
-        // What one run has downloaded the next one needs not.
-        settings.push(("lfs.storage".into(), storage.display().to_string()));
-    }
-    if way != address {
-        settings.push((
-            format!("url.{}.insteadOf", way.text()),
-            address.text().to_owned(),
-        ));
-    }
-    if let Some(bundle) = network.ca_bundle {
-        settings.push(("http.sslCAInfo".into(), bundle.display().to_string()));
-    }
-    if network.accept_any_certificate {
-        settings.push(("http.sslVerify".into(), "false".into()));
-    }
-    if let Some(Login { user, password, .. }) = network.logins(way).into_iter().next() {
-        let scheme = match way.transport {
-            Transport::Http => "http",
-            _ => "https",
-        };
-        let host = way.host.as_deref().unwrap_or_default();
-        let port = way.port.map_or_else(String::new, |port| format!(":{port}"));
-        let helper = format!("credential.{scheme}://{host}{port}.helper");
-        // The first one takes those away that are configured for everything.
-        settings.push((helper.clone(), String::new()));
-        settings.push((
-            helper,
-            "!f() { test \"$1\" = get && printf 'username=%s\\npassword=%s\\n' \
-             \"$CLEARML_LFS_USER\" \"$CLEARML_LFS_PASS\"; }; f"
-                .to_owned(),
-        ));
-        command
-            .env("CLEARML_LFS_USER", user)
-            .env("CLEARML_LFS_PASS", password.expose());
-    }
-    let before = env
-        .get("GIT_CONFIG_COUNT")
-        .and_then(|count| count.trim().parse().ok());
-    let before: usize = before.unwrap_or(0);
-    command.env("GIT_CONFIG_COUNT", (before + settings.len()).to_string());
-    for (number, (key, value)) in settings.into_iter().enumerate() {
-        let number = before + number;
-        command.env(format!("GIT_CONFIG_KEY_{number}"), key);
-        command.env(format!("GIT_CONFIG_VALUE_{number}"), value);
-    }
 }

@@ -13,6 +13,7 @@ mod error;
 mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod git_program;
 mod hunks;
 mod lfs;
 mod mirror;

@@ -11,14 +11,16 @@ use git2::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::credentials::{Answers, GitCredentials, Login, logins};
+use super::credentials::{Answers, GitCredentials, Login, bearer, logins};
 use super::error::SourceError;
+use super::git_program;
 use super::ssh::{self, SshProgram};
 use super::url::{Address, Transport};
 use super::ways::{Protocol, Way, ways_to};
 use super::{Request, ssh_config};
 use crate::config::Variables;
 use crate::console::Console;
+use crate::secret::Secret;
 
 /// A server that does not take a connection within this time is unreachable.
 const CONNECT_LIMIT_MS: i32 = 15_000;
@@ -35,7 +37,7 @@ pub(super) struct Network<'a> {
     pub(super) ca_bundle: Option<&'a Path>,
     pub(super) accept_any_certificate: bool,
     console: &'a Console,
-    stop: &'a CancellationToken,
+    pub(super) stop: &'a CancellationToken,
 }
 
 /// What to fetch.
@@ -76,6 +78,11 @@ impl<'a> Network<'a> {
     /// What is known for the server of `address` over http(s).
     pub(super) fn logins(&self, address: &Address) -> Vec<Login> {
         logins(address, self.credentials, self.env)
+    }
+
+    /// The header in place of a login, where that is a token.
+    pub(super) fn bearer(&self, address: &Address) -> Option<Secret> {
+        bearer(&self.logins(address), self.credentials.kind)
     }
 
     /// The ways to `address`, as the user's git configuration (`url.….insteadOf`) means it.
@@ -125,7 +132,8 @@ impl<'a> Network<'a> {
                 self.console
                     .say(format!("{why}; trying {} instead", way.shown()));
             }
-            match self.fetch_by(into, &way, get) {
+            let fetched = self.fetch_by(into, &way, get);
+            match fetched.or_else(|error| self.fetch_by_git(into, &way, get, error)) {
                 Ok(default_branch) => return Ok(default_branch),
                 Err(SourceError::Stopped) => return Err(SourceError::Stopped),
                 Err(error) => failures.push((way.shown(), error)),
@@ -168,6 +176,36 @@ impl<'a> Network<'a> {
             true => SourceError::Stopped,
             false => SourceError::remote(way, &error, &failed_with),
         })
+    }
+
+    /// Another try by git itself, where libgit2 was not understood or not let in.
+    fn fetch_by_git(
+        &self,
+        into: &Repository,
+        way: &Address,
+        get: Get<'_>,
+        error: SourceError,
+    ) -> Result<Option<String>, SourceError> {
+        let is_web = matches!(way.transport, Transport::Http | Transport::Https);
+        let may_help = match error {
+            SourceError::Authentication { .. } | SourceError::HostIdentity { .. } => is_web,
+            // A commit without its history is to be had quickly or not at all.
+            SourceError::Fetch { damaged, .. } => !damaged && !matches!(get, Get::Alone(_)),
+            _ => false,
+        };
+        if !may_help {
+            return Err(error);
+        }
+        match git_program::fetch(self, into, way, get) {
+            None => Err(error),
+            Some(_) if self.stop.is_cancelled() => Err(SourceError::Stopped),
+            Some(Ok(default_branch)) => {
+                self.console
+                    .say(format!("{} was fetched by git itself", way.shown()));
+                Ok(default_branch)
+            }
+            Some(Err(said)) => Err(error.also(&said)),
+        }
     }
 
     fn fetch_by_ssh_program(
@@ -213,7 +251,7 @@ impl<'a> Network<'a> {
                 Some(_) => RemoteRedirect::None,
                 None => RemoteRedirect::Initial,
             });
-        let header = answers.and_then(|answers| answers.bearer(self.credentials.kind));
+        let header = answers.and_then(|answers| bearer(answers.logins(), self.credentials.kind));
         if let Some(header) = &header {
             options.custom_headers(&[header.expose()]);
         }
