@@ -1,6 +1,9 @@
 //! Getting the code as a part of a run: what is configured, and what stands in the task, reaches the
 //! repository's server.
 
+// A test fails by panicking, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Repo, World, script};
@@ -160,6 +163,18 @@ fn changes_that_are_too_large_for_the_task_are_taken_from_its_artifact() {
             json!({"task": task, "force": true, "execution": {"artifacts": [artifact]}}),
         );
         let ended = world.execute(&task, &[]);
+        // A clone has no artifacts of its own.
+        if uri.starts_with("file") {
+            let request = json!({
+                "name": "clone", "type": "training", "parent": task,
+                "script": {"repository": repo.url(), "branch": "main", "entry_point": "train.py", "diff": note},
+            });
+            let clone = world.api.call("tasks.create", request)["id"]
+                .as_str()
+                .unwrap()
+                .to_owned();
+            world.execute(&clone, &[]).exits(0).prints("changed");
+        }
         match uri.starts_with("s3") {
             false => drop(ended.exits(0).prints("changed")),
             true => assert!(format!("{}{}", ended.stdout, ended.stderr).contains("no s3 storage")),
