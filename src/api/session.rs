@@ -172,6 +172,26 @@ impl Session {
             .await
     }
 
+    /// Gets a file from a file server: with this session's token only where it is ClearML's own.
+    pub async fn download(
+        &self,
+        url: &Url,
+        with_token: bool,
+        patience: Patience,
+    ) -> Result<Vec<u8>, ApiError> {
+        let mut request = self.client.get(url.clone());
+        if with_token {
+            request = request.header(AUTHORIZATION, self.bearer(patience).await?);
+        }
+        match self.persist(request, patience).await? {
+            (200, body) => Ok(body),
+            (status, _) => Err(ApiError::UnexpectedAnswer {
+                endpoint: "the file server",
+                cause: format!("HTTP {status}"),
+            }),
+        }
+    }
+
     async fn send<T: DeserializeOwned>(
         &self,
         endpoint: &'static str,
