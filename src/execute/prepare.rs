@@ -263,7 +263,8 @@ async fn environment(
     let settings = &run.settings.python;
     let tools = python::find_tools(script, settings, &run.console, token).await?;
     let folder = dir.join("venv");
-    let environment = python::create(&tools, &folder, settings, &run.console, token).await?;
+    let environment =
+        python::create(&tools, script, &folder, settings, &run.console, token).await?;
     Ok((tools, environment))
 }
 

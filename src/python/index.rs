@@ -108,6 +108,21 @@ impl Indexes {
         Ok(others)
     }
 
+    /// The same places, whoever asks for them.
+    pub fn without_credentials(&self) -> Vec<String> {
+        let urls = self.url.iter().map(|url| ("index", url));
+        let extra = self.extra_urls.iter().map(|url| ("extra", url));
+        let links = self.find_links.iter().map(|url| ("links", url));
+        let mut places: Vec<String> = urls
+            .chain(extra)
+            .chain(links)
+            .map(|(kind, url)| format!("{kind} {}", without_user(url.expose())))
+            .collect();
+        places.push(format!("{} {}", self.no_index, self.pre_releases));
+        places.extend(self.constraints.iter().cloned());
+        places
+    }
+
     /// The index that uv itself is fetched from.
     pub fn main_url(&self, env: &Variables) -> Secret {
         ["UV_DEFAULT_INDEX", "UV_INDEX_URL"]
@@ -180,6 +195,16 @@ impl Indexes {
     }
 }
 
+fn without_user(text: &str) -> String {
+    let Ok(mut url) = url::Url::parse(text) else {
+        return text.to_owned();
+    };
+    // Neither can fail for an address with a host.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.into()
+}
+
 fn exposed(values: &[Secret]) -> Vec<&str> {
     values.iter().map(Secret::expose).collect()
 }
@@ -189,7 +214,7 @@ fn words(values: &[String]) -> Vec<&str> {
 }
 
 /// pip's configuration files, the weakest first.
-fn pip_files(env: &Variables, home: Option<&Path>) -> Vec<PathBuf> {
+pub(super) fn pip_files(env: &Variables, home: Option<&Path>) -> Vec<PathBuf> {
     let named = env.get("PIP_CONFIG_FILE").filter(|path| !path.is_empty());
     if named.is_some_and(|path| path == "/dev/null") {
         return Vec::new();

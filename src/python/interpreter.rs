@@ -65,6 +65,8 @@ pub struct Interpreter {
     pub version: (u32, u32, u32),
     /// `cpython`, `pypy`, …
     pub implementation: String,
+    /// `Linux x86_64 glibc 2.36`: what a binary module depends on.
+    pub platform: String,
     /// Built without the global lock: its library folder is named `python3.13t`.
     pub free_threaded: bool,
     /// It is in a virtual environment itself.
@@ -93,6 +95,24 @@ impl Interpreter {
     }
 }
 
+#[cfg(test)]
+impl Interpreter {
+    /// One for tests of what is decided by it.
+    pub fn sample() -> Interpreter {
+        Interpreter {
+            executable: "/usr/bin/python3".into(),
+            base_executable: "/usr/bin/python3.11".into(),
+            version: (3, 11, 7),
+            implementation: "cpython".into(),
+            platform: "Linux x86_64 glibc 2.36".into(),
+            free_threaded: false,
+            in_venv: false,
+            standard_library: "/usr/lib/python3.11".into(),
+            site_packages: Vec::new(),
+        }
+    }
+}
+
 /// What is printed starts with this line: a site's own start-up code may print more.
 const MARK: &str = "--interpreter--";
 
@@ -109,8 +129,13 @@ try:
 except Exception:
     s = []
 i = getattr(sys, "implementation", None)
+try:
+    c = os.confstr("CS_GNU_LIBC_VERSION")
+except Exception:
+    c = "other libc"
+u = os.uname()
 print("--interpreter--")
-for x in ["%d.%d.%d" % v[:3], i.name if i else "python", "t" in getattr(sys, "abiflags", ""),
+for x in ["%d.%d.%d" % v[:3], i.name if i else "python", "%s %s %s" % (u[0], u[4], c), "t" in getattr(sys, "abiflags", ""),
           p != sys.prefix, sys.executable, os.path.realpath(b), os.path.dirname(os.__file__)] + s:
     print(x)
 "#;
@@ -147,11 +172,13 @@ fn parse(output: &str) -> Option<Interpreter> {
     let mut numbers = lines.next()?.split('.').map(|n| n.parse().ok());
     let version = (numbers.next()??, numbers.next()??, numbers.next()??);
     let implementation = lines.next()?.to_owned();
+    let platform = lines.next()?.to_owned();
     let free_threaded = lines.next()? == "True";
     let in_venv = lines.next()? == "True";
     Some(Interpreter {
         version,
         implementation,
+        platform,
         free_threaded,
         in_venv,
         executable: lines.next()?.into(),
@@ -191,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_answer_is_read_after_the_mark() {
-        let answer = "hello from sitecustomize\n--interpreter--\n3.13.0\ncpython\nTrue\nFalse\n\
+        let answer = "hello from sitecustomize\n--interpreter--\n3.13.0\ncpython\nLinux x86_64 glibc 2.36\nTrue\nFalse\n\
                       /p/bin/python3\n/p/bin/python3.13t\n/p/lib/python3.13t\n/p/site\n/q/site\n";
         let found = parse(answer).unwrap();
         assert_eq!(found.full_version(), "3.13.0");

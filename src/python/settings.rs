@@ -2,11 +2,15 @@
 //! `agent.package_manager.*`, `agent.python_binary` and their like.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::Variables;
-use super::index::Indexes;
+use super::cache::settings::{CacheSettings, LinkMode};
+use super::cuda;
+use super::index::{Indexes, pip_files};
+use super::torch::{NIGHTLY_TEMPLATE, TEMPLATE, TorchSettings};
 use crate::secret::Secret;
 
 /// Looks up a dotted configuration key.
@@ -67,6 +71,10 @@ pub struct Settings {
     /// `~/.clearml`: uv itself and its cache are kept below it.
     pub cache: PathBuf,
     pub home: Option<PathBuf>,
+    /// Where finished environments are kept; `None`: they are not.
+    pub venvs_cache: Option<CacheSettings>,
+    pub cuda: cuda::Wanted,
+    pub torch: TorchSettings,
     /// Said once at the start: settings whose effect the user would miss.
     pub notes: Vec<String>,
     /// The agent's environment: what programs that are run here inherit.
@@ -100,6 +108,9 @@ impl Default for Settings {
             uv_program: None,
             cache: std::env::temp_dir().join("clearml"),
             home: None,
+            venvs_cache: None,
+            cuda: cuda::Wanted::OfTheDriver,
+            torch: TorchSettings::default(),
             notes: Vec::new(),
             environment: Variables::new(),
         }
@@ -228,6 +239,15 @@ impl Settings {
                 .as_deref()
                 .map_or_else(std::env::temp_dir, Path::to_owned)
                 .join(".clearml"),
+            venvs_cache: venvs_cache(
+                &Reader {
+                    config,
+                    prefix: "agent.venvs_cache.",
+                },
+                home.as_deref(),
+            )?,
+            cuda: cuda_wanted(&agent)?,
+            torch: torch(&manager, agent.is_on("cpu_only")?, &mut notes)?,
             home,
             notes,
             environment: env.clone(),
@@ -239,12 +259,114 @@ impl Settings {
         text_of(&self.environment, name)
     }
 
+    /// The configuration files of uv and pip that apply here.
+    pub fn tool_files(&self) -> Vec<PathBuf> {
+        let mut files = pip_files(&self.environment, self.home.as_deref());
+        files.push("/etc/uv/uv.toml".into());
+        let own = self.variable("XDG_CONFIG_HOME").map(PathBuf::from);
+        let own = own.or_else(|| Some(self.home.as_ref()?.join(".config")));
+        files.extend(own.map(|folder| folder.join("uv/uv.toml")));
+        files.extend(self.variable("UV_CONFIG_FILE").map(PathBuf::from));
+        files
+    }
+
     /// The folders of `PATH`.
     pub fn search_path(&self) -> Vec<PathBuf> {
         self.variable("PATH")
             .map(|path| std::env::split_paths(path).collect())
             .unwrap_or_default()
     }
+}
+
+fn venvs_cache(reader: &Reader<'_>, home: Option<&Path>) -> Result<Option<CacheSettings>, String> {
+    let Some(path) = reader.text("path")? else {
+        return Ok(None);
+    };
+    let path = match (path.strip_prefix("~/"), home) {
+        (Some(rest), Some(home)) => home.join(rest),
+        _ => PathBuf::from(path),
+    };
+    let mut settings = CacheSettings::at(std::path::absolute(&path).unwrap_or(path));
+    if let Some(count) = reader.number("max_entries")? {
+        settings.max_entries = whole(count);
+    }
+    settings.max_size = reader.number("max_size_gb")?.map(bytes);
+    if let Some(free) = reader.number("free_space_threshold_gb")? {
+        settings.free_space = bytes(free);
+    }
+    let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX);
+    settings.lock_timeout = reader.number("lock_timeout")?.map(seconds);
+    if let Some(hours) = reader.number("resolve_after_hours")? {
+        // Below zero: never.
+        settings.resolve_after = (hours >= 0.0).then(|| seconds(hours * 3600.0));
+    }
+    if let Some(mode) = reader.text("link_mode")? {
+        settings.link_mode = LinkMode::of(&mode).ok_or_else(|| {
+            format!(
+                "{}link_mode: expected auto, reflink, hardlink or copy, found {mode:?}",
+                reader.prefix
+            )
+        })?;
+    }
+    Ok(Some(settings))
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "saturates"
+)]
+fn whole(number: f64) -> usize {
+    number as usize
+}
+
+/// From gigabytes; below zero is none.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "saturates"
+)]
+fn bytes(gigabytes: f64) -> u64 {
+    (gigabytes * f64::from(1 << 30)) as u64
+}
+
+fn cuda_wanted(agent: &Reader<'_>) -> Result<cuda::Wanted, String> {
+    if agent.is_on("cpu_only")? {
+        return Ok(cuda::Wanted::None);
+    }
+    match agent.text("cuda_version")? {
+        None => Ok(cuda::Wanted::OfTheDriver),
+        Some(text) => cuda::Wanted::of(&text)
+            .ok_or_else(|| format!("agent.cuda_version: expected a version, found {text:?}")),
+    }
+}
+
+fn torch(
+    manager: &Reader<'_>,
+    cpu_only: bool,
+    notes: &mut Vec<String>,
+) -> Result<TorchSettings, String> {
+    let nightly = manager.is_on("torch_nightly")?;
+    let (key, template) = match nightly {
+        true => ("nightly_extra_index_url_template", NIGHTLY_TEMPLATE),
+        false => ("extra_index_url_template", TEMPLATE),
+    };
+    let resolve = manager
+        .text("pytorch_resolve")?
+        .unwrap_or_default()
+        .to_lowercase();
+    match resolve.as_str() {
+        "" | "pip" | "none" => {}
+        other => notes.push(format!(
+            "agent.package_manager.pytorch_resolve: {other} is not supported, because the pages \
+             that it reads are not kept up: the rule of \"pip\" is used."
+        )),
+    }
+    Ok(TorchSettings {
+        choose_index: resolve != "none",
+        template: manager.text(key)?.unwrap_or_else(|| template.to_owned()),
+        cpu_only,
+    })
 }
 
 fn text_of<'a>(env: &'a Variables, name: &str) -> Option<&'a str> {
@@ -307,6 +429,20 @@ impl Reader<'_> {
             Some("") => Ok(None),
             Some(text) if parse_flag(text).is_some() => Ok(parse_flag(text)),
             _ => self.wrong(key, "true or false", &value),
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, String> {
+        let Some(value) = self.value(key) else {
+            return Ok(None);
+        };
+        match scalar(&value).as_deref().map(str::trim) {
+            Some("") => Ok(None),
+            Some(text) => match text.parse::<f64>() {
+                Ok(number) if number.is_finite() => Ok(Some(number)),
+                _ => self.wrong(key, "a number", &value),
+            },
+            None => self.wrong(key, "a number", &value),
         }
     }
 

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::PythonError;
 use super::choice;
+use super::cuda;
 use super::interpreter::{Interpreter, probe};
 use super::settings::{Installer, Settings, SkipVenv};
 use super::tool::find_program;
@@ -83,6 +84,8 @@ pub struct Tools {
     /// `None`: not looked for yet or not found; then the reason.
     pub uv: Option<Uv>,
     pub(super) uv_missing: Option<String>,
+    /// The CUDA that packages are for.
+    pub cuda: Option<cuda::Version>,
 }
 
 /// Finds the interpreter, and uv (fetched if need be) where the task lists packages.
@@ -101,6 +104,7 @@ pub async fn find_tools(
         interpreter: None,
         uv: None,
         uv_missing: None,
+        cuda: None,
     };
     if kind == Kind::Nothing {
         return Ok(tools);
@@ -129,11 +133,20 @@ pub async fn find_tools(
         }
         Some(uv::find_or_fetch(settings, console, stop).await)
     };
-    let (interpreter, uv) = tokio::select! {
-        found = async { tokio::join!(interpreter(script, kind, settings, console), look_for_uv) } => found,
+    let look_for_cuda = async {
+        match kind {
+            Kind::AsItIs | Kind::Nothing => None,
+            Kind::Own | Kind::Shared => cuda::version(settings.cuda).await,
+        }
+    };
+    let (interpreter, uv, cuda) = tokio::select! {
+        found = async {
+            tokio::join!(interpreter(script, kind, settings, console), look_for_uv, look_for_cuda)
+        } => found,
         () = stop.cancelled() => return Err(PythonError::Stopped),
     };
     tools.interpreter = Some(interpreter?);
+    tools.cuda = cuda;
     match uv {
         None => {}
         Some(Ok(uv)) => tools.uv = Some(uv),
