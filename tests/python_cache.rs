@@ -39,6 +39,8 @@ impl Machine {
     fn bench(&self) -> Bench {
         let mut bench = Bench::new();
         bench.settings.venvs_cache = Some(self.settings());
+        // What is written through a link must reach no other test by uv's cache.
+        bench.settings.cache = self.dir.path().join("clearml");
         bench
     }
 

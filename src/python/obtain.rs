@@ -293,7 +293,7 @@ impl Job<'_> {
     async fn forget(&self, store: &Store, kept: &Kept, file: &str) {
         let damaged = planned(self.tools, &kept.entry.environment());
         let owner = freeze::owner(&damaged.site_packages, file);
-        if let Err(error) = store.remove(&kept.entry.manifest.key) {
+        if let Err(error) = store.give_up(&kept.entry.manifest.key) {
             self.console
                 .say(format!("Note: it can't be removed: {error}"));
         }

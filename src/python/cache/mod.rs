@@ -219,7 +219,6 @@ const COMPILE: &str = "import compileall, os, sys\n\
     compileall.compile_dir(sys.argv[1], quiet=2)\n";
 
 async fn compile(store: &Store, entry: &Entry) -> std::io::Result<()> {
-    let _held = entry.hold()?;
     let only = std::fs::File::create(entry.folder.join("compile.lock"))?;
     if only.try_lock().is_err() {
         return Ok(());
@@ -232,8 +231,9 @@ async fn compile(store: &Store, entry: &Entry) -> std::io::Result<()> {
     let environment = entry.environment();
     let mut command = tokio::process::Command::new(environment.join("bin/python"));
     command
-        .args(["-I", "-c", COMPILE])
-        .arg(environment.join("lib"))
+        .args(["-I", "-c", COMPILE, "lib"])
+        // From within: nothing is made anew below the path of an environment that was removed.
+        .current_dir(&environment)
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -317,7 +317,11 @@ impl Store {
 
     /// Writes down that the modules are compiled; the list of files has their code from now on.
     pub fn set_compiled(&self, entry: &Entry) -> io::Result<()> {
-        let last_used = entry.last_used;
+        let known = self.entry(&entry.manifest.key);
+        let Some(known) = known.filter(|known| known.manifest == entry.manifest) else {
+            // It was removed, and perhaps built anew.
+            return Ok(());
+        };
         let tree = Tree::scan(&entry.environment())?;
         write_whole(&entry.folder.join("files"), &tree.text())?;
         let (files, bytes) = tree.extent();
@@ -333,7 +337,12 @@ impl Store {
         File::options()
             .append(true)
             .open(path)?
-            .set_modified(last_used.max(SystemTime::UNIX_EPOCH))
+            .set_modified(known.last_used)
+    }
+
+    /// Removes a damaged environment. A run that copies it just now finds that out.
+    pub fn give_up(&self, key: &str) -> io::Result<()> {
+        self.take_away(&self.root.join(key)).map(|_| ())
     }
 
     /// Removes an environment, unless a run copies it just now.
@@ -349,10 +358,14 @@ impl Store {
         {
             return Ok(false);
         }
+        self.take_away(&place)
+    }
+
+    fn take_away(&self, place: &Path) -> io::Result<bool> {
         let gone = tempfile::Builder::new()
             .prefix(".gone-")
             .tempdir_in(&self.root)?;
-        match fs::rename(&place, gone.path().join("entry")) {
+        match fs::rename(place, gone.path().join("entry")) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
