@@ -110,7 +110,7 @@ fn a_broken_configuration() {
 fn options_that_are_not_built_are_refused() {
     let world = World::new();
     let id = world.api.create("untouched", script("print(1)\n"));
-    for option in ["--docker", "--standalone-mode"] {
+    for option in ["--docker"] {
         world
             .execute(&id, &[option])
             .exits(2)

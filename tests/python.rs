@@ -9,7 +9,7 @@ mod bench;
 use std::path::Path;
 use std::process::Command;
 
-use bench::{Bench, SYSTEM_PATH};
+use bench::Bench;
 use clearml_agent::python::install::Code;
 use clearml_agent::python::settings::Installer;
 use clearml_agent::python::{PythonError, create, find_tools, install, notebook};

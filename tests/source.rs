@@ -70,6 +70,7 @@ impl Host {
             credentials: self.credentials.clone(),
             ca_bundle: None,
             accept_any_certificate: false,
+            staged: None,
         }
     }
 

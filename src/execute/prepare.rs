@@ -235,6 +235,7 @@ async fn fetch(
         credentials: git.credentials.clone(),
         ca_bundle,
         accept_any_certificate,
+        staged: run.settings.python.standalone.clone(),
     };
     let console = run.console.clone();
     let stopped = token.clone();

@@ -181,8 +181,7 @@ pub fn resolve(
             },
             trust: endpoint.trust.clone(),
         },
-        python: python::Settings::from_lookup(&|key| config.value(key).cloned(), &inherited)
-            .map_err(SettingsError::Value)?,
+        python: python_settings(args, &config, &inherited, folder("agent.venvs_dir")?)?,
         runs_dir: folder("agent.venvs_dir")?,
         journal: JournalSettings {
             dir: folder("agent.journal.path")?,
@@ -282,13 +281,23 @@ fn refuse_what_is_not_built(args: &ExecuteArgs) -> Result<(), SettingsError> {
             instead: "leave it out to run the task on this machine",
         });
     }
-    if args.standalone_mode {
-        return Err(SettingsError::NotBuilt {
-            option: "--standalone-mode",
-            instead: "leave it out; code and packages that are cached here are not fetched again",
-        });
-    }
     Ok(())
+}
+
+fn python_settings(
+    args: &ExecuteArgs,
+    config: &Config,
+    inherited: &Variables,
+    venvs_dir: PathBuf,
+) -> Result<python::Settings, SettingsError> {
+    let mut settings = python::Settings::from_lookup(&|key| config.value(key).cloned(), inherited)
+        .map_err(SettingsError::Value)?;
+    if args.cpu_only {
+        settings.cuda = python::cuda::Wanted::None;
+    }
+    settings.git = git_credentials(args, config);
+    settings.standalone = args.standalone_mode.then_some(venvs_dir);
+    Ok(settings)
 }
 
 fn mode(args: &ExecuteArgs) -> Mode {

@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::failure::{self, Cause, InstallFailure, classify};
 use super::flags::{fits, pip_requirement, uv_flags};
 use super::freeze;
-use super::requirements::{Line, List};
+use super::git_access::GitAccess;
+use super::requirements::{Line, List, normalise};
 use super::settings::{Installer, Settings};
 use super::tool::{self, Call, Finished, mask};
 use super::tools::{Kind, Tools};
@@ -50,6 +51,7 @@ pub(super) struct Filling<'a> {
     stop: &'a CancellationToken,
     /// Private: the lists in it may hold passwords of addresses.
     folder: tempfile::TempDir,
+    git: GitAccess,
     files: usize,
 }
 
@@ -81,6 +83,7 @@ impl<'a> Filling<'a> {
             console,
             stop,
             folder: tempfile::tempdir().map_err(io_failed)?,
+            git: GitAccess::of(&settings.git),
             files: 0,
         }))
     }
@@ -89,6 +92,8 @@ impl<'a> Filling<'a> {
     pub(super) async fn fill(&mut self, list: &List) -> Result<Filled, PythonError> {
         let requested = list.names();
         let mut list = list.clone();
+        self.leave_out_what_is_there(&mut list);
+        self.git.take_from(&mut list);
         let installer = self.installer().await?;
         if matches!(installer, With::Uv(_)) && self.env.kind == Kind::Own && !self.env.has_pip() {
             // The interpreter comes without its pip wheel, and scripts call `python -m pip`.
@@ -99,6 +104,12 @@ impl<'a> Filling<'a> {
         }
         self.add_torch_index(&mut list).await;
         let mut whole = true;
+        if !list.has_packages() {
+            return Ok(Filled {
+                whole: true,
+                installer: String::new(),
+            });
+        }
         let tolerated = list.split_off(&self.settings.optional_packages);
         if list.has_packages() {
             self.install(&installer, &list).await?;
@@ -125,6 +136,42 @@ impl<'a> Filling<'a> {
         })
     }
 
+    /// Of an interpreter with packages of its own: what is there in the listed version need not be on
+    /// any index.
+    fn leave_out_what_is_there(&self, list: &mut List) {
+        let shared = self.env.kind == Kind::Shared;
+        if !shared && !self.settings.system_site_packages {
+            return;
+        }
+        let mut folders = self.env.site_packages.clone();
+        if let Some(interpreter) = &self.env.interpreter {
+            folders.extend(interpreter.site_packages.iter().cloned());
+        }
+        let there = freeze::installed(&folders);
+        let mut left_out = Vec::new();
+        list.lines.retain(|line| {
+            let Line::Package {
+                name,
+                pin: Some(pin),
+                ..
+            } = line
+            else {
+                return true;
+            };
+            let same = there
+                .iter()
+                .any(|package| normalise(&package.name) == *name && package.version == *pin);
+            if same {
+                left_out.push(name.clone());
+            }
+            !same
+        });
+        if !left_out.is_empty() {
+            self.console
+                .say(format!("Already there: {}", left_out.join(", ")));
+        }
+    }
+
     async fn add_torch_index(&self, list: &mut List) {
         match torch::choose(list, self.tools.cuda, self.settings).await {
             torch::Choice::NotNeeded => {}
@@ -144,6 +191,7 @@ impl<'a> Filling<'a> {
             return Err("pip cannot resolve without installing".into());
         };
         let mut list = list.clone();
+        self.git.take_from(&mut list);
         self.add_torch_index(&mut list).await;
         let file = self.write(&list.file()).map_err(failed)?;
         let out = self.folder.path().join("resolved.txt");
@@ -152,6 +200,9 @@ impl<'a> Filling<'a> {
             .to_vec();
         args.extend(["never", "--no-header", "--no-annotate", "--python"].map(str::to_owned));
         args.push(self.python.to_string_lossy().into_owned());
+        if self.settings.indexes.no_index {
+            args.push("--no-index".into());
+        }
         args.extend(["-o".into(), out.to_string_lossy().into_owned()]);
         args.push(file.to_string_lossy().into_owned());
         let told = self.uv_variables(None);
@@ -304,6 +355,10 @@ impl<'a> Filling<'a> {
         if settings.force_upgrade {
             args.push("--upgrade".into());
         }
+        if settings.indexes.no_index {
+            // There is no variable for it.
+            args.push("--no-index".into());
+        }
         let flags = uv_flags(&settings.extra_flags).unwrap_or_default();
         args.extend(flags);
         args.extend(["-r".into(), file.to_string_lossy().into_owned()]);
@@ -385,10 +440,13 @@ impl<'a> Filling<'a> {
         args: Vec<String>,
         told: Variables,
     ) -> Result<Finished, PythonError> {
+        let inherited = &self.settings.environment;
+        let mut env = tool::environment(inherited, told);
+        env.extend(self.git.variables(inherited));
         let call = Call {
             program,
             args,
-            env: tool::environment(&self.settings.environment, told),
+            env,
             // Not the repository: its pyproject.toml must not change what the list means.
             dir: self.folder.path().to_owned(),
         };

@@ -149,9 +149,6 @@ impl Indexes {
             tell("UV_DEFAULT_INDEX", url.expose().to_owned());
         }
         tell("UV_HTTP_TIMEOUT", self.timeout.clone().unwrap_or_default());
-        if self.no_index {
-            tell("UV_NO_INDEX", "1".into());
-        }
         if self.pre_releases {
             tell("UV_PRERELEASE", "allow".into());
         }

@@ -15,6 +15,7 @@ pub mod failure;
 mod filling;
 pub mod flags;
 pub mod freeze;
+pub mod git_access;
 pub mod index;
 pub mod install;
 pub mod interpreter;

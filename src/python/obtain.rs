@@ -38,6 +38,9 @@ const ATTEMPTS: usize = 3;
 impl Job<'_> {
     /// Makes the environment where it is not made yet, and installs the list.
     pub async fn make_and_fill(&self, list: &List) -> Result<(), PythonError> {
+        if self.settings.standalone.is_some() {
+            return self.take_what_is_there(list).await;
+        }
         let mut base = list.clone();
         let split_off = split(&mut base);
         let cache = self.settings.venvs_cache.as_ref();
@@ -63,6 +66,42 @@ impl Job<'_> {
             self.fill(self.env, list).await?;
         }
         Ok(())
+    }
+
+    /// `--standalone-mode`: a kept environment, else the interpreter's own packages.
+    async fn take_what_is_there(&self, list: &List) -> Result<(), PythonError> {
+        if let Some(cache) = &self.settings.venvs_cache
+            && let (Some(folder), Some(parts)) = (&self.env.folder, self.parts(list))
+            && list.has_packages()
+            && !self.env.made
+            && let Some(kept) = cache::kept(&Store::look(cache), &parts)
+        {
+            let started = Instant::now();
+            match kept.copy(folder, cache).await {
+                Ok(way) => {
+                    let how = format!("from the cache ({})", age(kept.age()));
+                    self.say_ready(&how, &kept, way, started.elapsed());
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.console
+                        .say(format!("Note: the kept environment can't be used: {error}"));
+                    let _ = cache::tree::remove(folder);
+                }
+            }
+        }
+        let settings = Settings {
+            system_site_packages: true,
+            ..self.settings.clone()
+        };
+        if let (true, Some(interpreter)) = (list.has_packages(), &self.env.interpreter) {
+            self.console.say(format!(
+                "Note: --standalone-mode installs nothing, and no environment for this list of \
+                 packages is kept here: those of {} are used as they are.",
+                interpreter.executable.display()
+            ));
+        }
+        make(&mut self.env.clone(), &settings, self.console, self.stop).await
     }
 
     /// In the run's own folder, and nothing is kept.

@@ -12,6 +12,7 @@ use super::cuda;
 use super::index::{Indexes, pip_files};
 use super::torch::{NIGHTLY_TEMPLATE, TEMPLATE, TorchSettings};
 use crate::secret::Secret;
+use crate::source::GitCredentials;
 
 /// Looks up a dotted configuration key.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<Value>;
@@ -66,6 +67,12 @@ pub struct Settings {
     pub force_git_root_python_path: bool,
     pub skip_venv: SkipVenv,
     pub skip_python_env: bool,
+    /// `--standalone-mode`: nothing is installed; the folder (`agent.venvs_dir`) may have an
+    /// environment that was built beforehand.
+    pub standalone: Option<PathBuf>,
+    /// Of the processes of one task, the first alone records what is installed (`RANK`,
+    /// `SLURM_PROCID`).
+    pub is_first_process: bool,
     /// `CLEARML_BOOTSTRAP_UV_EXEC`.
     pub uv_program: Option<PathBuf>,
     /// `~/.clearml`: uv itself and its cache are kept below it.
@@ -75,6 +82,8 @@ pub struct Settings {
     pub venvs_cache: Option<CacheSettings>,
     pub cuda: cuda::Wanted,
     pub torch: TorchSettings,
+    /// For requirements that are private repositories.
+    pub git: GitCredentials,
     /// Said once at the start: settings whose effect the user would miss.
     pub notes: Vec<String>,
     /// The agent's environment: what programs that are run here inherit.
@@ -105,12 +114,15 @@ impl Default for Settings {
             force_git_root_python_path: false,
             skip_venv: SkipVenv::No,
             skip_python_env: false,
+            standalone: None,
+            is_first_process: true,
             uv_program: None,
             cache: std::env::temp_dir().join("clearml"),
             home: None,
             venvs_cache: None,
             cuda: cuda::Wanted::OfTheDriver,
             torch: TorchSettings::default(),
+            git: GitCredentials::default(),
             notes: Vec::new(),
             environment: Variables::new(),
         }
@@ -234,6 +246,8 @@ impl Settings {
             skip_venv,
             skip_python_env: flag_of(env, "CLEARML_AGENT_SKIP_PYTHON_ENV_INSTALL")?
                 .unwrap_or(false),
+            standalone: None,
+            is_first_process: is_first_process(env),
             uv_program: text_of(env, "CLEARML_BOOTSTRAP_UV_EXEC").map(PathBuf::from),
             cache: home
                 .as_deref()
@@ -249,6 +263,7 @@ impl Settings {
             cuda: cuda_wanted(&agent)?,
             torch: torch(&manager, agent.is_on("cpu_only")?, &mut notes)?,
             home,
+            git: GitCredentials::default(),
             notes,
             environment: env.clone(),
         })
@@ -367,6 +382,12 @@ fn torch(
         template: manager.text(key)?.unwrap_or_else(|| template.to_owned()),
         cpu_only,
     })
+}
+
+/// `RANK` comes before `SLURM_PROCID`; what is no number counts as the first.
+fn is_first_process(env: &Variables) -> bool {
+    let rank = text_of(env, "RANK").or_else(|| text_of(env, "SLURM_PROCID"));
+    rank.and_then(|rank| rank.parse::<u64>().ok()).unwrap_or(0) == 0
 }
 
 fn text_of<'a>(env: &'a Variables, name: &str) -> Option<&'a str> {

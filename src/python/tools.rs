@@ -10,7 +10,7 @@ use super::choice;
 use super::cuda;
 use super::interpreter::{Interpreter, probe};
 use super::settings::{Installer, Settings, SkipVenv};
-use super::tool::find_program;
+use super::tool::{find_program, is_program};
 use super::uv::{self, Uv};
 use crate::console::Console;
 use crate::task::Script;
@@ -57,13 +57,31 @@ pub fn kind(script: &Script, settings: &Settings) -> Kind {
     {
         return Kind::Nothing;
     }
-    if settings.skip_python_env {
+    if settings.skip_python_env || prepared(settings).is_some() {
         return Kind::AsItIs;
     }
     if settings.skip_venv != SkipVenv::No || takes_over_activated_venv(settings) {
         return Kind::Shared;
     }
     Kind::Own
+}
+
+/// The interpreter of an environment that was built beforehand for `--standalone-mode`: that of the
+/// newest Python, where there are several.
+fn prepared(settings: &Settings) -> Option<PathBuf> {
+    let mut found: Vec<((u32, u32), PathBuf)> = std::fs::read_dir(settings.standalone.as_ref()?)
+        .ok()?
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (major, minor) = name.split_once('.')?;
+            let python = entry.path().join("bin/python");
+            let version = (major.parse().ok()?, minor.parse().ok()?);
+            is_program(&python).then_some((version, python))
+        })
+        .collect();
+    found.sort();
+    found.pop().map(|(_, python)| python)
 }
 
 /// In a container whose image has an activated environment, an environment of its own could
@@ -128,7 +146,8 @@ pub async fn find_tools(
             .text("pip")
             .is_some_and(|text| has_lines(&text));
     let look_for_uv = async {
-        if !lists_packages || settings.installer == Installer::Pip {
+        let offline = settings.standalone.is_some();
+        if !lists_packages || offline || settings.installer == Installer::Pip {
             return None;
         }
         Some(uv::find_or_fetch(settings, console, stop).await)
@@ -172,6 +191,15 @@ async fn interpreter(
         (SkipVenv::No, Kind::Shared) => Some("python".into()),
         _ => None,
     };
+    if let Some(python) = prepared(settings)
+        && let Ok(found) = probe(&python, &settings.environment).await
+    {
+        console.say(format!(
+            "Environment: {}, which was built beforehand",
+            python.display()
+        ));
+        return Ok(found);
+    }
     if let Some(program) = named {
         let path = match program.contains('/') {
             true => Some(PathBuf::from(&program)),

@@ -85,7 +85,7 @@ impl Mirrors<'_> {
                 Err(error) => Err(git2::Error::from_str(&error.to_string())),
             })
             .map_err(SourceError::git("opening the cached mirror"))?;
-        if let Wanted::Commit(_) = wanted
+        if (matches!(wanted, Wanted::Commit(_)) || self.network.is_offline())
             && let Some((commit, found_by)) = wanted
                 .find(&repository)
                 .map_err(SourceError::git("reading the cached mirror"))?

@@ -17,6 +17,7 @@ mod mirror;
 mod nearest;
 mod network;
 mod revision;
+mod staged;
 mod standalone;
 mod url;
 
@@ -51,6 +52,9 @@ pub struct Request {
     /// Certificate authorities to trust beside the machine's own.
     pub ca_bundle: Option<PathBuf>,
     pub accept_any_certificate: bool,
+    /// `--standalone-mode`: nothing is fetched, and a checkout that was put in this folder
+    /// (`agent.venvs_dir`) beforehand is used.
+    pub staged: Option<PathBuf>,
 }
 
 /// The task's code.
@@ -111,24 +115,36 @@ pub fn fetch(
             request.accept_any_certificate,
             console,
             stop,
-        )?,
+        )?
+        .offline(request.staged.is_some()),
         console,
         stop,
     };
-    let checked_out = check_out(&mirrors, &address, &Wanted::by(script), &root)?;
-    let found_by = checked_out
-        .found_by
-        .map_or_else(String::new, |name| format!(" ({name})"));
-    console.say(format!(
-        "Repository {} at {}{found_by}, {}",
-        address.shown(),
-        checked_out.commit,
-        if checked_out.fetched {
-            "fetched"
-        } else {
-            "from the cached mirror"
-        },
-    ));
+    let staged = request.staged.as_deref();
+    let commit = match staged.and_then(|venvs_dir| staged::find(venvs_dir, &address.name())) {
+        Some(checkout) => Some(staged::copy(&checkout, &root, console)?),
+        None => None,
+    };
+    let commit = match commit {
+        Some(commit) => commit,
+        None => {
+            let checked_out = check_out(&mirrors, &address, &Wanted::by(script), &root)?;
+            let found_by = checked_out
+                .found_by
+                .map_or_else(String::new, |name| format!(" ({name})"));
+            console.say(format!(
+                "Repository {} at {}{found_by}, {}",
+                address.shown(),
+                checked_out.commit,
+                if checked_out.fetched {
+                    "fetched"
+                } else {
+                    "from the cached mirror"
+                },
+            ));
+            Some(checked_out.commit.to_string())
+        }
+    };
     lfs::warn_of_pointers(&root, console);
     if changes == Changes::Patch {
         apply_changes(&root, &script.diff, console)?;
@@ -136,7 +152,7 @@ pub fn fetch(
     let mut sources = Sources {
         working_dir: find_working_dir(&root, &working_dir)?,
         root,
-        commit: Some(checked_out.commit.to_string()),
+        commit,
         entry_point,
         kind: Kind::Checkout,
     };

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::credentials::{Answers, GitCredentials, SshIdentities, ways_to};
 use super::error::SourceError;
-use super::url::Address;
+use super::url::{Address, Transport};
 use crate::console::Console;
 
 /// A server that does not take a connection within this time is unreachable.
@@ -27,6 +27,8 @@ pub(super) struct Network<'a> {
     credentials: &'a GitCredentials,
     ssh: SshIdentities,
     accept_any_certificate: bool,
+    /// Nothing but repositories on this machine's own disks.
+    offline: bool,
     console: &'a Console,
     stop: &'a CancellationToken,
 }
@@ -44,9 +46,19 @@ impl<'a> Network<'a> {
             credentials,
             ssh: SshIdentities::find(),
             accept_any_certificate,
+            offline: false,
             console,
             stop,
         })
+    }
+
+    pub(super) fn offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
+    pub(super) fn is_offline(&self) -> bool {
+        self.offline
     }
 
     /// Fetches `refspecs` from `address` into `into`, in whichever way works first. References
@@ -59,6 +71,11 @@ impl<'a> Network<'a> {
         refspecs: &[&str],
         prune: bool,
     ) -> Result<Option<String>, SourceError> {
+        if self.offline && address.transport != Transport::Local {
+            return Err(SourceError::Offline {
+                url: address.shown(),
+            });
+        }
         let mut failure = None;
         for way in ways_to(address, self.credentials, self.ssh.any()) {
             if failure.is_some() {

@@ -95,7 +95,8 @@ pub async fn find(
     }
 }
 
-fn kept(store: &Store, parts: &Parts) -> Option<Kept> {
+/// What is kept for `parts`, whatever its age.
+pub fn kept(store: &Store, parts: &Parts) -> Option<Kept> {
     let key = parts.key();
     let request = store.request(&key)?;
     let entry = store.entry(&request.environment)?;
