@@ -22,6 +22,7 @@ use crate::console::Console;
 fn short(cause: &Cause) -> String {
     match cause {
         Cause::NoSuchPackage(name) => format!("no index has {name}"),
+        Cause::Refused { index, .. } => format!("{index} refuses the credentials"),
         Cause::NoSuchVersion(what) => format!("no version fits {what}"),
         Cause::Build(_) => "it could not be built".into(),
         _ => "see above".into(),
@@ -326,6 +327,14 @@ impl<'a> Filling<'a> {
         {
             cause = Cause::Build(mask(only));
         }
+        if let Cause::NoSuchPackage(name) = &cause
+            && let Some(index) = self.refusing_index(name).await
+        {
+            cause = Cause::Refused {
+                index,
+                name: name.clone(),
+            };
+        }
         Err(PythonError::Install(InstallFailure {
             tool,
             code: finished.code,
@@ -367,26 +376,31 @@ impl<'a> Filling<'a> {
         self.call(uv.program.clone(), args, told).await
     }
 
-    fn uv_variables(&self, overrides: Option<&Path>) -> Variables {
-        let settings = self.settings;
-        let mut told = settings.indexes.for_uv(&settings.environment);
-        let mut unless_set = |name: &str, value: String| {
-            if settings.variable(name).is_none() {
-                told.insert(name.into(), value);
+    /// uv and pip pass over an index that refuses the credentials as if it were empty.
+    async fn refusing_index(&self, requirement: &str) -> Option<String> {
+        let end = requirement
+            .find(['=', '<', '>', '!', '~', '[', ';', ' '])
+            .unwrap_or(requirement.len());
+        let name = normalise(&requirement[..end]);
+        let indexes = &self.settings.indexes;
+        for index in indexes.url.iter().chain(&indexes.extra_urls) {
+            let page = format!("{}/{name}/", index.expose().trim_end_matches('/'));
+            let Ok(page) = url::Url::parse(&page) else {
+                continue;
+            };
+            let Ok(client) = uv::client_for(&page, self.settings) else {
+                continue;
+            };
+            let answer = client.get(page).send().await;
+            if answer.is_ok_and(|a| matches!(a.status().as_u16(), 401 | 403)) {
+                return Some(mask(index.expose()));
             }
-        };
-        unless_set(
-            "UV_CACHE_DIR",
-            settings
-                .cache
-                .join("uv-cache")
-                .to_string_lossy()
-                .into_owned(),
-        );
-        if settings.best_of_all_indexes {
-            unless_set("UV_INDEX_STRATEGY", "unsafe-best-match".into());
         }
-        told.insert("UV_PYTHON_DOWNLOADS".into(), "never".into());
+        None
+    }
+
+    fn uv_variables(&self, overrides: Option<&Path>) -> Variables {
+        let mut told = base_variables(self.settings);
         if let Some(overrides) = overrides {
             told.insert(
                 "UV_OVERRIDE".into(),
@@ -408,7 +422,7 @@ impl<'a> Filling<'a> {
             .to_vec();
         all.extend(["--progress-bar", "off", "--no-input"].map(str::to_owned));
         all.extend_from_slice(args);
-        let mut told = self.settings.indexes.for_pip();
+        let mut told = self.settings.indexes.for_pip(&self.settings.environment);
         if self.env.kind == Kind::Shared {
             told.insert("PIP_BREAK_SYSTEM_PACKAGES".into(), "1".into());
         }
@@ -470,4 +484,21 @@ impl<'a> Filling<'a> {
         file.write_all(text.as_bytes()).map_err(io_failed)?;
         Ok(path)
     }
+}
+
+/// What uv is told, whatever it does.
+pub(super) fn base_variables(settings: &Settings) -> Variables {
+    let mut told = settings.indexes.for_uv(&settings.environment);
+    let mut unless_set = |name: &str, value: String| {
+        if settings.variable(name).is_none() {
+            told.insert(name.into(), value);
+        }
+    };
+    let cache = settings.cache.join("uv-cache");
+    unless_set("UV_CACHE_DIR", cache.to_string_lossy().into_owned());
+    if settings.best_of_all_indexes {
+        unless_set("UV_INDEX_STRATEGY", "unsafe-best-match".into());
+    }
+    told.insert("UV_PYTHON_DOWNLOADS".into(), "never".into());
+    told
 }

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
-use super::freeze;
+use super::freeze::{self, Package};
+use super::interpreter::Interpreter;
 use super::notebook::is_notebook;
 use super::obtain::Job;
+use super::project;
 use super::record::{lines_to_record, recorded};
-use super::requirements::{List, Reading, files_in_repository, parse};
+use super::requirements::{List, Reading, files_in_repository, normalise, parse};
 use super::settings::Settings;
 use super::tools::{Kind, Tools};
 use super::torch;
@@ -49,15 +51,27 @@ pub async fn install(
     if env.kind == Kind::AsItIs {
         return Ok(Installed::default());
     }
-    if let (true, Some(root)) = (settings.uv_projects, code.repository) {
-        let project = ["uv.lock", "pyproject.toml"].map(|name| root.join(name));
-        if let Some(file) = project.into_iter().find(|file| file.is_file()) {
-            let file = file.file_name().unwrap_or_default();
-            let file = file.to_string_lossy().into_owned();
-            return Err(PythonError::UvProject { file });
-        }
-    }
-    let mut list = read_list(script, code, settings, console)?;
+    let root = code.repository.unwrap_or(code.working_dir);
+    let project = code
+        .repository
+        .filter(|_| settings.standalone.is_none() && env.kind == Kind::Own)
+        .and_then(|root| project::find(settings, root, code.working_dir));
+    let job = Job {
+        env,
+        tools,
+        settings,
+        root,
+        console,
+        stop,
+    };
+    let synced = match &project {
+        Some(project) => job.sync(project).await?,
+        None => false,
+    };
+    let mut list = match synced {
+        true => List::default(),
+        false => read_list(script, code, settings, console)?,
+    };
     if is_notebook(code.entry_point) {
         list.add("ipython");
         list.add("nbconvert");
@@ -74,21 +88,19 @@ pub async fn install(
     if !list.has_packages() {
         whole.lines.clear();
     }
-    let job = Job {
-        env,
-        tools,
-        settings,
-        root: code.repository.unwrap_or(code.working_dir),
-        console,
-        stop,
-    };
-    job.make_and_fill(&list).await?;
+    match synced {
+        false => job.make_and_fill(&list).await?,
+        true => job.add_to_project(&list).await?,
+    }
 
-    let packages = freeze::installed(&env.site_packages);
+    let mut packages = freeze::installed(&env.site_packages);
+    if settings.system_site_packages && env.kind == Kind::Own {
+        add_used_of_the_system(&mut packages, interpreter, &requested);
+    }
     if let Some(note) = torch::cpu_build(&env.site_packages, tools.cuda) {
         console.say(format!("Note: {note}."));
     }
-    let summary = lines_to_record(&packages, &whole, interpreter.version, &requested);
+    let summary = lines_to_record(&packages, &whole, interpreter.version, &requested, root);
     let listed = script
         .requirements
         .text("pip")
@@ -100,6 +112,23 @@ pub async fn install(
         requirements_to_record: record.then(|| recorded(&script.requirements, &summary)),
         summary,
     })
+}
+
+/// What was listed and is the system's: another machine would have to install it.
+fn add_used_of_the_system(
+    packages: &mut Vec<Package>,
+    interpreter: &Interpreter,
+    requested: &[String],
+) {
+    let own: Vec<String> = packages.iter().map(|p| normalise(&p.name)).collect();
+    let used = freeze::installed(&interpreter.site_packages)
+        .into_iter()
+        .filter(|package| {
+            let name = normalise(&package.name);
+            requested.contains(&name) && !own.contains(&name)
+        });
+    packages.extend(used);
+    packages.sort_by_key(|package| normalise(&package.name));
 }
 
 /// The list that counts: the task's own, else the repository's files.
@@ -132,6 +161,17 @@ fn read_list(
             );
             return Ok(List::default());
         };
+        let original = matches!(
+            (&original, settings.force_original_requirements),
+            (Some(_), true)
+        );
+        console.say(match original {
+            true => {
+                "Packages: the task's first list (org_pip), because \
+                 agent.package_manager.force_original_requirements is set"
+            }
+            false => "Packages: the task's own list",
+        });
         let list = parse(chosen, &reading)?;
         if !list.has_packages() {
             console.say(
@@ -146,15 +186,27 @@ fn read_list(
         None => Vec::new(),
     };
     if files.is_empty() {
-        console.say("No packages are listed: none are installed.");
+        console.say(match code.repository {
+            None => "Packages: none are listed",
+            Some(_) => "Packages: none are listed, neither in the task nor in a requirements.txt",
+        });
         return Ok(List::default());
     }
     // One list of all files: where two name a package, the file nearest to the script counts.
     let mut all = String::new();
+    let mut shown = Vec::new();
     for file in &files {
-        let shown = file.strip_prefix(root).unwrap_or(file).display();
-        console.say(format!("Packages from the repository's {shown}"));
+        let name = file.strip_prefix(root).unwrap_or(file);
+        shown.push(name.to_string_lossy().into_owned());
         all.push_str(&format!("-r {}\n", file.display()));
     }
+    let because = match has_list {
+        true => "agent.package_manager.force_repo_requirements_txt is set",
+        false => "the task has no list",
+    };
+    console.say(format!(
+        "Packages: the repository's {}, because {because}",
+        shown.join(", ")
+    ));
     parse(&all, &reading)
 }

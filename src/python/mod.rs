@@ -21,6 +21,7 @@ pub mod install;
 pub mod interpreter;
 pub mod notebook;
 mod obtain;
+pub mod project;
 pub mod record;
 pub mod requirements;
 pub mod settings;

@@ -14,6 +14,7 @@ use super::cache::tree::{CopyError, Way};
 use super::cache::{self, Built, Found, Kept};
 use super::environment::{make, planned};
 use super::filling::{Filled, Filling};
+use super::project::{Project, Syncing};
 use super::record::lines_to_record;
 use super::requirements::{Line, List, Reading, normalise, parse};
 use super::settings::{Installer, Settings};
@@ -102,6 +103,65 @@ impl Job<'_> {
             ));
         }
         make(&mut self.env.clone(), &settings, self.console, self.stop).await
+    }
+
+    /// Whether the project's own tool has filled the environment. Where it could not, the task's list
+    /// is next, as with the Python agent; but not in the place of a `uv.lock`.
+    pub async fn sync(&self, project: &Project) -> Result<bool, PythonError> {
+        let mut env = self.env.clone();
+        make(&mut env, self.settings, self.console, self.stop).await?;
+        self.console.say(format!(
+            "Packages: the repository's {}, because agent.package_manager.type is {}",
+            project.file,
+            project.manager.name()
+        ));
+        let started = Instant::now();
+        let syncing = Syncing {
+            env: &env,
+            tools: self.tools,
+            settings: self.settings,
+            console: self.console,
+            stop: self.stop,
+        };
+        match syncing.sync(project).await? {
+            Ok(()) => {
+                self.console.say(format!(
+                    "Environment: filled by {}, in {:.2} s (projects are not kept in the cache)",
+                    project.manager.name(),
+                    started.elapsed().as_secs_f64()
+                ));
+                Ok(true)
+            }
+            Err(cause) if project.file == "uv.lock" => Err(PythonError::Project {
+                file: project.file.into(),
+                cause,
+            }),
+            Err(cause) => {
+                self.console.say(format!(
+                    "Note: the project can't be used ({cause}): installing the list of packages \
+                     instead."
+                ));
+                if let Some(folder) = &self.env.folder {
+                    // What was begun is no empty environment.
+                    let _ = cache::tree::remove(folder);
+                }
+                if self.env.made {
+                    env.made = false;
+                    make(&mut env, self.settings, self.console, self.stop).await?;
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// What the agent itself adds (for notebooks, for `CLEARML_AGENT_FORCE_TASK_INIT`).
+    pub async fn add_to_project(&self, list: &List) -> Result<(), PythonError> {
+        let mut env = self.env.clone();
+        env.made = true;
+        if list.has_packages() {
+            self.fill(&env, list).await?;
+        }
+        Ok(())
     }
 
     /// In the run's own folder, and nothing is kept.
@@ -278,7 +338,13 @@ impl Job<'_> {
             return Ok(Err("there is no Python".into()));
         };
         let installed = freeze::installed(&env.site_packages);
-        let packages = lines_to_record(&installed, base, interpreter.version, &base.names());
+        let packages = lines_to_record(
+            &installed,
+            base,
+            interpreter.version,
+            &base.names(),
+            self.root,
+        );
         let frozen = self.frozen(base, &packages);
         let built = Built {
             prefix,

@@ -10,6 +10,7 @@ use super::Variables;
 use super::cache::settings::{CacheSettings, LinkMode};
 use super::cuda;
 use super::index::{Indexes, pip_files};
+use super::project::{PoetrySettings, UvSettings};
 use super::torch::{NIGHTLY_TEMPLATE, TEMPLATE, TorchSettings};
 use crate::secret::Secret;
 use crate::source::GitCredentials;
@@ -25,6 +26,25 @@ pub enum Installer {
     Uv,
     /// pip itself: `agent.package_manager.type: pip` with `uv_replace_pip: false`.
     Pip,
+}
+
+/// `agent.package_manager.type`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Manager {
+    #[default]
+    Pip,
+    Uv,
+    Poetry,
+}
+
+impl Manager {
+    pub fn name(self) -> &'static str {
+        match self {
+            Manager::Pip => "pip",
+            Manager::Uv => "uv",
+            Manager::Poetry => "poetry",
+        }
+    }
 }
 
 /// `CLEARML_AGENT_SKIP_PIP_VENV_INSTALL`.
@@ -44,9 +64,11 @@ pub struct Settings {
     pub python_binary: Option<String>,
     pub default_python: Option<String>,
     pub installer: Installer,
-    /// `agent.package_manager.type: uv`: a uv project in the repository is what the user means.
-    pub uv_projects: bool,
-    /// The type names a manager that is not there (`conda`, `poetry`): its name.
+    /// Whose projects in the repository are what the user means.
+    pub manager: Manager,
+    pub uv: UvSettings,
+    pub poetry: PoetrySettings,
+    /// The type names a manager that is not there (`conda`): its name.
     pub unsupported_manager: Option<String>,
     pub system_site_packages: bool,
     pub use_activated_venv: bool,
@@ -97,7 +119,13 @@ impl Default for Settings {
             python_binary: None,
             default_python: None,
             installer: Installer::Uv,
-            uv_projects: false,
+            manager: Manager::Pip,
+            uv: UvSettings {
+                sync_args: Vec::new(),
+                locked: true,
+                of_working_dir: false,
+            },
+            poetry: PoetrySettings::default(),
             unsupported_manager: None,
             system_site_packages: false,
             use_activated_venv: true,
@@ -174,7 +202,7 @@ impl Settings {
             ("pip", Some(false)) => Installer::Pip,
             _ => Installer::Uv,
         };
-        let unsupported_manager = matches!(kind.as_str(), "conda" | "poetry").then(|| kind.clone());
+        let unsupported_manager = (kind == "conda").then(|| kind.clone());
 
         let mut indexes = Indexes::of_pip(env, home.as_deref());
         for url in manager.list("extra_index_url")? {
@@ -204,12 +232,7 @@ impl Settings {
             }
         }
 
-        if let Some(spec) = manager.text("uv_version")? {
-            notes.push(format!(
-                "agent.package_manager.uv_version: {spec} is not looked at yet: the uv that is \
-                 found is used, else the newest one of the package index is fetched."
-            ));
-        }
+        unsupported(&manager, &kind, &mut notes);
 
         let skip_venv = match text_of(env, "CLEARML_AGENT_SKIP_PIP_VENV_INSTALL") {
             None => SkipVenv::No,
@@ -225,7 +248,28 @@ impl Settings {
             python_binary: agent.text("python_binary")?,
             default_python: agent.text("default_python")?,
             installer,
-            uv_projects: kind == "uv",
+            manager: match kind.as_str() {
+                "uv" => Manager::Uv,
+                "poetry" => Manager::Poetry,
+                _ => Manager::Pip,
+            },
+            uv: UvSettings {
+                sync_args: manager.list("uv_sync_extra_args")?,
+                locked: manager.flag("uv_sync_locked_if_lock_file")?.unwrap_or(true),
+                of_working_dir: manager.is_on("uv_files_from_repo_working_dir")?,
+            },
+            poetry: PoetrySettings {
+                version: manager
+                    .value("poetry_version")
+                    .map(|_| {
+                        manager
+                            .text("poetry_version")
+                            .map(Option::unwrap_or_default)
+                    })
+                    .transpose()?,
+                install_args: manager.list("poetry_install_extra_args")?,
+                of_working_dir: manager.is_on("poetry_files_from_repo_working_dir")?,
+            },
             unsupported_manager,
             system_site_packages: manager.is_on("system_site_packages")?,
             use_activated_venv: agent.flag("docker_use_activated_venv")?.unwrap_or(true),
@@ -290,6 +334,53 @@ impl Settings {
         self.variable("PATH")
             .map(|path| std::env::split_paths(path).collect())
             .unwrap_or_default()
+    }
+}
+
+/// Says which keys that are set have no effect here, and why.
+fn unsupported(manager: &Reader<'_>, kind: &str, notes: &mut Vec<String>) {
+    let rows = [
+        (
+            "uv_version",
+            true,
+            "the uv that is found is used, else the newest one of the package index",
+        ),
+        (
+            "uv_run_extra_args",
+            kind == "uv",
+            "the script is started by the environment's own Python, not by `uv run`",
+        ),
+        (
+            "use_conda_base_env",
+            kind == "conda",
+            "conda environments are not built",
+        ),
+        (
+            "conda_env_as_base_docker",
+            kind == "conda",
+            "conda environments are not built",
+        ),
+        (
+            "torch_page",
+            true,
+            "pages of links are not read, the index rule is used",
+        ),
+        (
+            "torch_url_template",
+            true,
+            "pages of links are not read, the index rule is used",
+        ),
+    ];
+    for (key, matters, because) in rows {
+        if matters
+            && manager
+                .value(key)
+                .is_some_and(|value| value != "" && value != false)
+        {
+            notes.push(format!(
+                "agent.package_manager.{key} is not supported, because {because}."
+            ));
+        }
     }
 }
 
@@ -531,49 +622,61 @@ mod tests {
     fn who_installs_the_packages() {
         let manager = "agent.package_manager.type";
         let replace = "agent.package_manager.uv_replace_pip";
-        for (config, env, installer, uv_projects, unsupported) in [
-            (json!({manager: "pip"}), None, Installer::Uv, false, None),
+        for (config, env, installer, kind, unsupported) in [
+            (
+                json!({manager: "pip"}),
+                None,
+                Installer::Uv,
+                Manager::Pip,
+                None,
+            ),
             (
                 json!({manager: "pip", replace: false}),
                 None,
                 Installer::Pip,
-                false,
+                Manager::Pip,
                 None,
             ),
-            (json!({replace: "no"}), None, Installer::Pip, false, None),
+            (
+                json!({replace: "no"}),
+                None,
+                Installer::Pip,
+                Manager::Pip,
+                None,
+            ),
             (
                 json!({manager: "uv", replace: false}),
                 None,
                 Installer::Uv,
-                true,
+                Manager::Uv,
                 None,
             ),
             (
                 json!({manager: "pip"}),
                 Some("CLEARML_AGENT_FORCE_UV"),
                 Installer::Uv,
-                true,
+                Manager::Uv,
                 None,
             ),
             (
                 json!({manager: "Conda"}),
                 None,
                 Installer::Uv,
-                false,
+                Manager::Pip,
                 Some("conda"),
             ),
             (
                 json!({}),
                 Some("CLEARML_AGENT_FORCE_POETRY"),
                 Installer::Uv,
-                false,
-                Some("poetry"),
+                Manager::Poetry,
+                None,
             ),
         ] {
             let env: Vec<_> = env.iter().map(|name| (*name, "1")).collect();
             let settings = read(config.clone(), &env).unwrap();
             assert_eq!(settings.installer, installer, "{config}");
-            assert_eq!(settings.uv_projects, uv_projects, "{config}");
+            assert_eq!(settings.manager, kind, "{config}");
             assert_eq!(
                 settings.unsupported_manager.as_deref(),
                 unsupported,
