@@ -108,14 +108,20 @@ async fn a_poetry_project_is_installed_by_a_poetry_of_the_agents_own() {
     bench.settings.poetry.install_args = vec!["--no-root".into()];
     // Not one of this machine's.
     bench.settings.poetry.version = Some(String::new());
+    // Poetry knows nothing of pip's index, and a mirror need not have all that it asks of pypi.org.
+    let index = bench.settings.indexes.main_url(&bench.settings.environment);
     bench.file(
         "pyproject.toml",
-        "[tool.poetry]\nname = \"theirs\"\nversion = \"0.1\"\ndescription = \"\"\nauthors = []\n\
-         [tool.poetry.dependencies]\npython = \">=3.8\"\nsix = \"1.16.0\"\n",
+        &format!(
+            "[tool.poetry]\nname = \"theirs\"\nversion = \"0.1\"\ndescription = \"\"\nauthors = []\n\
+             [tool.poetry.dependencies]\npython = \">=3.8\"\nsix = \"1.16.0\"\n\
+             [[tool.poetry.source]]\nname = \"index\"\nurl = \"{}/\"\npriority = \"primary\"\n",
+            index.expose()
+        ),
     );
     let done = bench.runs("", json!({"pip": "tabulate"})).await;
-    assert_eq!(done.python("import six; print(six.__version__)"), "1.16.0");
-    assert_eq!(done.recorded()["pip"], json!(["six==1.16.0"]));
     let said = bench.said();
     assert!(said.contains("Environment: filled by poetry"), "{said}");
+    assert_eq!(done.recorded()["pip"], json!(["six==1.16.0"]), "{said}");
+    assert_eq!(done.python("import six; print(six.__version__)"), "1.16.0");
 }

@@ -133,8 +133,7 @@ impl Syncing<'_> {
         args.push("--no-ansi".into());
         args.extend(self.settings.poetry.install_args.iter().cloned());
         let mut told = Variables::from([
-            // Into the activated environment, and nowhere else.
-            ("POETRY_VIRTUALENVS_CREATE".to_owned(), "false".to_owned()),
+            // Nobody is there to unlock one.
             (
                 "PYTHON_KEYRING_BACKEND".to_owned(),
                 "keyring.backends.null.Keyring".to_owned(),
@@ -142,6 +141,7 @@ impl Syncing<'_> {
         ]);
         if let Some(folder) = &self.env.folder {
             let path = self.settings.variable("PATH").unwrap_or_default();
+            // Poetry installs into an activated environment.
             told.insert("PATH".into(), format!("{}/bin:{path}", folder.display()));
             told.insert("VIRTUAL_ENV".into(), folder.to_string_lossy().into_owned());
         }
