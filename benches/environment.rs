@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bench::Bench;
 use clearml_agent::python::cache::settings::{CacheSettings, LinkMode};
-use clearml_agent::python::cache::store::Store;
+use clearml_agent::python::cache::store::{Entry, Store};
 use clearml_agent::python::cache::tree::Tree;
 use clearml_agent::python::{Settings, uv};
 use serde_json::json;
@@ -65,6 +65,17 @@ impl Machine {
 
     fn kept(&self) -> Store {
         Store::look(&CacheSettings::at(self.folder.join("venvs-cache")))
+    }
+
+    /// The kept environment, once nothing is done to it in the background.
+    async fn compiled(&self) -> Entry {
+        loop {
+            let entry = self.kept().entries().remove(0);
+            if entry.manifest.compiled {
+                return entry;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     fn by_hand(&self, to: &Path, settings: &Settings) -> Duration {
@@ -121,7 +132,11 @@ async fn main() {
         .collect();
     let mut built = 0;
     for run in runs {
-        built += run.await.unwrap().matches("Environment: built and kept").count();
+        built += run
+            .await
+            .unwrap()
+            .matches("Environment: built and kept")
+            .count();
     }
     assert_eq!(built, 1);
     row(
@@ -134,7 +149,8 @@ async fn main() {
     let mut times = Vec::new();
     let mut by_hand = Vec::new();
     for round in 0..7 {
-        let _ = std::fs::remove_dir_all(alone.folder.join("venvs-cache"));
+        let entry = alone.compiled().await;
+        alone.kept().give_up(&entry.manifest.key).unwrap();
         times.push(alone.run().await.0);
         let hand = temp.path().join(format!("hand-{round}"));
         by_hand.push(alone.by_hand(&hand, &alone.bench().settings));
@@ -146,10 +162,7 @@ async fn main() {
     );
 
     // A kept environment.
-    while !alone.kept().entries()[0].manifest.compiled {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let entry = alone.kept().entries().remove(0);
+    let entry = alone.compiled().await;
     let (mut times, mut copies, mut links) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..15 {
         times.push(alone.run().await.0);

@@ -54,6 +54,13 @@ impl Machine {
         Store::look(&self.settings()).entries()
     }
 
+    /// Until nothing is done to the one environment in the background.
+    async fn compiled(&self) {
+        while !self.entries()[0].manifest.compiled {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// `clearml-agent cache …` with this cache; exit code and output.
     fn command(&self, words: &[&str]) -> (i32, String) {
         let output = Command::new(env!("CARGO_BIN_EXE_clearml-agent"))
@@ -432,9 +439,7 @@ async fn the_command_lists_verifies_and_prunes() {
 async fn the_modules_are_compiled_once_beside_the_run() {
     let machine = Machine::new();
     let (first, _) = machine.run("six==1.16.0").await;
-    while !machine.entries()[0].manifest.compiled {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    machine.compiled().await;
     assert!(!site_packages(&first).join("__pycache__").exists());
     let (second, _) = machine.run("six==1.16.0").await;
     // It is used as it is: Python has nothing to write.
@@ -451,4 +456,28 @@ async fn the_modules_are_compiled_once_beside_the_run() {
     assert_eq!(code.metadata().unwrap().modified().unwrap(), before);
     let (code, text) = machine.command(&["verify"]);
     assert_eq!(code, 0, "{text}");
+}
+
+#[tokio::test]
+async fn what_was_half_removed_by_hand_is_built_anew() {
+    let machine = Machine::new();
+    for missing in ["env/bin", "env/lib", "files"] {
+        let _ = machine.run("tabulate==0.9.0").await;
+        machine.compiled().await;
+        let path = machine.entries()[0].folder.join(missing);
+        if path.is_dir() {
+            std::fs::remove_dir_all(path).unwrap();
+        } else {
+            std::fs::remove_file(path).unwrap();
+        }
+        let (done, said) = machine.run("tabulate==0.9.0").await;
+        assert!(
+            said.contains("Environment: built and kept"),
+            "{missing}: {said}"
+        );
+        assert_eq!(
+            done.python("import tabulate; print(tabulate.__version__)"),
+            "0.9.0"
+        );
+    }
 }

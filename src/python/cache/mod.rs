@@ -129,9 +129,14 @@ impl Kept {
             entry.touch();
             Ok(way)
         });
-        copied
-            .await
-            .unwrap_or_else(|panic| Err(std::io::Error::other(panic.to_string()).into()))
+        match copied.await {
+            // The run's folder is there: what is missing is missing from what was kept.
+            Ok(Err(CopyError::Io(error))) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(CopyError::Changed("list of files".into()))
+            }
+            Ok(copied) => copied,
+            Err(panic) => Err(std::io::Error::other(panic.to_string()).into()),
+        }
     }
 
     pub fn age(&self) -> Duration {

@@ -322,6 +322,10 @@ impl Store {
             // It was removed, and perhaps built anew.
             return Ok(());
         };
+        if let Some(file) = entry.files()?.changed_files(&entry.environment()).first() {
+            // Somebody is removing it by hand, or has written into it: the old list shows that.
+            return Err(io::Error::other(format!("{file} is not as it was kept")));
+        }
         let tree = Tree::scan(&entry.environment())?;
         write_whole(&entry.folder.join("files"), &tree.text())?;
         let (files, bytes) = tree.extent();
