@@ -1,5 +1,7 @@
 //! Runs with the Python that is there, and runs that need nothing but this machine.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 #[path = "common/server_process.rs"]
 mod server_process;

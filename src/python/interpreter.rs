@@ -10,15 +10,17 @@ use super::tool;
 /// An interpreter that does not answer within this time is passed over.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// `3`, or `3.11`. Compared as numbers: 3.1 is not 3.10.
+/// `3`, `3.11` or `3.11.7`. Compared as numbers: 3.1 is not 3.10.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Version {
     pub major: u32,
     pub minor: Option<u32>,
+    /// Preferred, and said where it is another one; any patch of the minor version will do.
+    pub patch: Option<u32>,
 }
 
 impl Version {
-    /// From `3`, `3.11` or `3.11.7`; what follows the minor version does not matter.
+    /// From `3`, `3.11` or `3.11.7`; a third part that is no number does not matter.
     pub fn parse(text: &str) -> Option<Version> {
         let mut parts = text.trim().split('.');
         let number = |part: &str| {
@@ -30,7 +32,12 @@ impl Version {
             None | Some("") => None,
             Some(part) => Some(number(part)?),
         };
-        Some(Version { major, minor })
+        let patch = parts.next().and_then(number);
+        Some(Version {
+            major,
+            minor,
+            patch,
+        })
     }
 
     /// From a program's name: `python3.11` → 3.11, `python3` → 3; `python` and all else → none.
@@ -198,7 +205,6 @@ mod tests {
             ("python3.10", Some((3, Some(10)))),
             ("python3.1", Some((3, Some(1)))),
             ("/usr/bin/python3.9", Some((3, Some(9)))),
-            ("python3.11.7", Some((3, Some(11)))),
             ("python3", Some((3, None))),
             ("python2.7", Some((2, Some(7)))),
             ("python", None),
@@ -206,9 +212,14 @@ mod tests {
             ("/bin/bash", None),
             ("", None),
         ] {
-            let version = version.map(|(major, minor)| Version { major, minor });
+            let version = version.map(|(major, minor)| Version {
+                major,
+                minor,
+                patch: None,
+            });
             assert_eq!(Version::of_program(program), version, "{program}");
         }
+        assert_eq!(Version::of_program("python3.11.7").unwrap().patch, Some(7));
         let asked = Version::parse("3.1").unwrap();
         assert!(asked.accepts((3, 1, 5)));
         assert!(!asked.accepts((3, 10, 0)));

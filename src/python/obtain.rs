@@ -59,7 +59,7 @@ impl Job<'_> {
                 return self.build_here(list).await;
             }
         };
-        if !self.from_cache(&store, cache, &base).await? {
+        if !self.by_cache(&store, cache, &base).await? {
             return self.build_here(list).await;
         }
         if split_off {
@@ -183,7 +183,7 @@ impl Job<'_> {
     }
 
     /// Whether the run has its copy now.
-    async fn from_cache(
+    async fn by_cache(
         &self,
         store: &Store,
         cache: &CacheSettings,
@@ -215,7 +215,7 @@ impl Job<'_> {
                 }
                 Found::Build { ticket, why } => {
                     match self.build(store, ticket, &parts, base).await? {
-                        Ok(kept) => (kept, format!("built and kept, because {why}")),
+                        Ok(kept) => (Box::new(kept), format!("built and kept, because {why}")),
                         Err(why) => {
                             self.console
                                 .say(format!("Environment: not kept, because {why}"));

@@ -15,6 +15,10 @@ use super::torch::{NIGHTLY_TEMPLATE, TEMPLATE, TorchSettings};
 use crate::secret::Secret;
 use crate::source::GitCredentials;
 
+mod reader;
+
+use reader::{Reader, flag_of, parse_flag, text_of};
+
 /// Looks up a dotted configuration key.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<Value>;
 
@@ -346,6 +350,11 @@ fn unsupported(manager: &Reader<'_>, kind: &str, notes: &mut Vec<String>) {
             "the uv that is found is used, else the newest one of the package index",
         ),
         (
+            "priority_packages",
+            true,
+            "all packages are resolved and installed together",
+        ),
+        (
             "uv_run_extra_args",
             kind == "uv",
             "the script is started by the environment's own Python, not by `uv run`",
@@ -359,6 +368,11 @@ fn unsupported(manager: &Reader<'_>, kind: &str, notes: &mut Vec<String>) {
             "conda_env_as_base_docker",
             kind == "conda",
             "conda environments are not built",
+        ),
+        (
+            "rocm_extra_index_url_template",
+            true,
+            "ROCm is not detected: name its index with extra_index_url",
         ),
         (
             "torch_page",
@@ -481,243 +495,5 @@ fn is_first_process(env: &Variables) -> bool {
     rank.and_then(|rank| rank.parse::<u64>().ok()).unwrap_or(0) == 0
 }
 
-fn text_of<'a>(env: &'a Variables, name: &str) -> Option<&'a str> {
-    env.get(name)
-        .map(String::as_str)
-        .map(str::trim)
-        .filter(|text| !text.is_empty())
-}
-
-fn flag_of(env: &Variables, name: &str) -> Result<Option<bool>, String> {
-    match text_of(env, name) {
-        None => Ok(None),
-        Some(text) => match parse_flag(text) {
-            Some(flag) => Ok(Some(flag)),
-            None => Err(format!("{name}={text}: expected true or false")),
-        },
-    }
-}
-
-fn parse_flag(text: &str) -> Option<bool> {
-    match text.to_lowercase().as_str() {
-        "1" | "true" | "t" | "yes" | "y" | "on" => Some(true),
-        "0" | "false" | "f" | "no" | "n" | "off" => Some(false),
-        _ => None,
-    }
-}
-
-struct Reader<'a> {
-    config: Lookup<'a>,
-    prefix: &'static str,
-}
-
-impl Reader<'_> {
-    fn value(&self, key: &str) -> Option<Value> {
-        (self.config)(&format!("{}{key}", self.prefix)).filter(|value| !value.is_null())
-    }
-
-    fn wrong<T>(&self, key: &str, expected: &str, value: &Value) -> Result<T, String> {
-        Err(format!(
-            "{}{key}: expected {expected}, found {value}",
-            self.prefix
-        ))
-    }
-
-    fn text(&self, key: &str) -> Result<Option<String>, String> {
-        Ok(match self.value(key) {
-            None => None,
-            Some(value) => match scalar(&value) {
-                Some(text) => Some(text.trim().to_owned()).filter(|text| !text.is_empty()),
-                None => return self.wrong(key, "a text", &value),
-            },
-        })
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>, String> {
-        let Some(value) = self.value(key) else {
-            return Ok(None);
-        };
-        match scalar(&value).as_deref().map(str::trim) {
-            Some("") => Ok(None),
-            Some(text) if parse_flag(text).is_some() => Ok(parse_flag(text)),
-            _ => self.wrong(key, "true or false", &value),
-        }
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>, String> {
-        let Some(value) = self.value(key) else {
-            return Ok(None);
-        };
-        match scalar(&value).as_deref().map(str::trim) {
-            Some("") => Ok(None),
-            Some(text) => match text.parse::<f64>() {
-                Ok(number) if number.is_finite() => Ok(Some(number)),
-                _ => self.wrong(key, "a number", &value),
-            },
-            None => self.wrong(key, "a number", &value),
-        }
-    }
-
-    fn is_on(&self, key: &str) -> Result<bool, String> {
-        Ok(self.flag(key)?.unwrap_or(false))
-    }
-
-    /// A list of texts; one text is a list of one.
-    fn list(&self, key: &str) -> Result<Vec<String>, String> {
-        let Some(value) = self.value(key) else {
-            return Ok(Vec::new());
-        };
-        let items: Option<Vec<String>> = match &value {
-            Value::Array(items) => items
-                .iter()
-                .filter(|item| !item.is_null())
-                .map(scalar)
-                .collect(),
-            other => scalar(other).map(|text| vec![text]),
-        };
-        match items {
-            Some(items) => Ok(items
-                .into_iter()
-                .map(|item| item.trim().to_owned())
-                .filter(|item| !item.is_empty())
-                .collect()),
-            None => self.wrong(key, "a text or a list of texts", &value),
-        }
-    }
-}
-
-fn scalar(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(flag) => Some(flag.to_string()),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn read(config: Value, env: &[(&str, &str)]) -> Result<Settings, String> {
-        let env = env
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect();
-        Settings::from_lookup(&|key| config.get(key).cloned(), &env)
-    }
-
-    #[test]
-    fn nothing_configured_means_uv_with_pips_answers() {
-        let settings = read(json!({}), &[("HOME", "/nowhere")]).unwrap();
-        assert_eq!(settings.installer, Installer::Uv);
-        assert!(settings.best_of_all_indexes);
-        assert_eq!(settings.optional_packages, ["horovod", "pygobject"]);
-        assert_eq!(settings.cache, Path::new("/nowhere/.clearml"));
-        assert_eq!(settings.skip_venv, SkipVenv::No);
-    }
-
-    #[test]
-    fn who_installs_the_packages() {
-        let manager = "agent.package_manager.type";
-        let replace = "agent.package_manager.uv_replace_pip";
-        for (config, env, installer, kind, unsupported) in [
-            (
-                json!({manager: "pip"}),
-                None,
-                Installer::Uv,
-                Manager::Pip,
-                None,
-            ),
-            (
-                json!({manager: "pip", replace: false}),
-                None,
-                Installer::Pip,
-                Manager::Pip,
-                None,
-            ),
-            (
-                json!({replace: "no"}),
-                None,
-                Installer::Pip,
-                Manager::Pip,
-                None,
-            ),
-            (
-                json!({manager: "uv", replace: false}),
-                None,
-                Installer::Uv,
-                Manager::Uv,
-                None,
-            ),
-            (
-                json!({manager: "pip"}),
-                Some("CLEARML_AGENT_FORCE_UV"),
-                Installer::Uv,
-                Manager::Uv,
-                None,
-            ),
-            (
-                json!({manager: "Conda"}),
-                None,
-                Installer::Uv,
-                Manager::Pip,
-                Some("conda"),
-            ),
-            (
-                json!({}),
-                Some("CLEARML_AGENT_FORCE_POETRY"),
-                Installer::Uv,
-                Manager::Poetry,
-                None,
-            ),
-        ] {
-            let env: Vec<_> = env.iter().map(|name| (*name, "1")).collect();
-            let settings = read(config.clone(), &env).unwrap();
-            assert_eq!(settings.installer, installer, "{config}");
-            assert_eq!(settings.manager, kind, "{config}");
-            assert_eq!(
-                settings.unsupported_manager.as_deref(),
-                unsupported,
-                "{config}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_skip_variable_is_a_switch_or_an_interpreter() {
-        for (value, skip) in [
-            ("", SkipVenv::No),
-            ("0", SkipVenv::No),
-            ("True", SkipVenv::Yes),
-            (
-                "/opt/py/bin/python",
-                SkipVenv::Into("/opt/py/bin/python".into()),
-            ),
-        ] {
-            let env = [("CLEARML_AGENT_SKIP_PIP_VENV_INSTALL", value)];
-            assert_eq!(read(json!({}), &env).unwrap().skip_venv, skip, "{value}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_value_is_named() {
-        let error = read(json!({"agent.package_manager.force_upgrade": "maybe"}), &[]);
-        assert_eq!(
-            error.unwrap_err(),
-            "agent.package_manager.force_upgrade: expected true or false, found \"maybe\""
-        );
-        let error = read(json!({}), &[("CLEARML_AGENT_FORCE_UV", "perhaps")]);
-        assert!(error.unwrap_err().starts_with("CLEARML_AGENT_FORCE_UV"));
-    }
-
-    #[test]
-    fn index_urls_are_kept_as_secrets() {
-        let config = json!({"agent.package_manager.extra_index_url": "https://u:pw@h/simple"});
-        let env = [("PIP_INDEX_URL", "https://v:pw@h/simple")];
-        let settings = read(config, &env).unwrap();
-        assert_eq!(settings.indexes.extra_urls.len(), 1);
-        assert!(!format!("{settings:?}").contains("pw@"));
-    }
-}
+mod tests;

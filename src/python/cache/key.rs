@@ -74,7 +74,7 @@ impl Parts {
         indexes.extend(
             tool_files(settings)
                 .iter()
-                .map(|text| digest(&[text.clone()])),
+                .map(|text| digest(std::slice::from_ref(text))),
         );
         add("the package indexes", indexes);
         if settings.system_site_packages {

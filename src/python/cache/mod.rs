@@ -25,7 +25,7 @@ use crate::process::die_with_the_agent;
 
 /// What there is for a list.
 pub enum Found {
-    Kept(Kept),
+    Kept(Box<Kept>),
     /// It is to be built here, because …
     Build {
         ticket: Ticket,
@@ -58,7 +58,7 @@ pub async fn find(
     if let Some(kept) = kept(store, parts)
         && (aged || !kept.aged)
     {
-        return Ok(Found::Kept(kept));
+        return Ok(Found::Kept(Box::new(kept)));
     }
     let why = match store.request(&key) {
         Some(request) if store.entry(&request.environment).is_some() => {
@@ -84,10 +84,10 @@ pub async fn find(
     if let Some(kept) = kept(store, parts)
         && (aged || !kept.aged)
     {
-        return Ok(Found::Kept(Kept {
+        return Ok(Found::Kept(Box::new(Kept {
             meanwhile: true,
             ..kept
-        }));
+        })));
     }
     match store.make_room(1) {
         Ok(_) => Ok(Found::Build { ticket, why }),
