@@ -1,6 +1,8 @@
 //! Real git servers and repositories for tests: `git http-backend` behind a small HTTP server
 //! with optional basic authentication, and repositories made with the git command line.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -87,22 +87,16 @@ impl PackageIndex {
 }
 
 impl Shelf {
-    fn admits(&self, what: &str, headers: &HeaderMap) -> Result<(), Response> {
+    /// The refusal, where these headers are not let in.
+    fn refusal(&self, what: &str, headers: &HeaderMap) -> Option<Response> {
         self.asked.lock().unwrap().push(what.to_owned());
-        let Some((user, password)) = self.login else {
-            return Ok(());
-        };
+        let (user, password) = self.login?;
         let wanted = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
-        let given = headers
-            .get(header::AUTHORIZATION)
-            .and_then(|v| v.to_str().ok());
-        match given == Some(&format!("Basic {wanted}")) {
-            true => Ok(()),
-            false => {
-                let ask = [(header::WWW_AUTHENTICATE, "Basic realm=\"index\"")];
-                Err((StatusCode::UNAUTHORIZED, ask).into_response())
-            }
-        }
+        let given = headers.get(header::AUTHORIZATION);
+        let given = given.and_then(|value| value.to_str().ok());
+        let ask = [(header::WWW_AUTHENTICATE, "Basic realm=\"index\"")];
+        (given != Some(&format!("Basic {wanted}")))
+            .then(|| (StatusCode::UNAUTHORIZED, ask).into_response())
     }
 }
 
@@ -111,7 +105,7 @@ async fn page(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Response {
-    if let Err(refused) = shelf.admits(&name, &headers) {
+    if let Some(refused) = shelf.refusal(&name, &headers) {
         return refused;
     }
     let start = format!("{}-", name.replace('-', "_"));
@@ -144,7 +138,7 @@ async fn file(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Response {
-    if let Err(refused) = shelf.admits(&name, &headers) {
+    if let Some(refused) = shelf.refusal(&name, &headers) {
         return refused;
     }
     match shelf.wheels.iter().find(|(file, _)| *file == name) {
