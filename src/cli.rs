@@ -58,6 +58,13 @@ pub enum Command {
     Sync(SyncArgs),
     /// Show, check or remove the Python environments that runs have left for later ones
     Cache(CacheArgs),
+    /// Ends what a killed agent left; started by `execute` itself
+    #[command(hide = true)]
+    Guard {
+        /// The run's own value of CLEARML_AGENT_RUN
+        #[arg(long)]
+        run: String,
+    },
     /// Serve a small ClearML-compatible API, for trials, tests and CI
     Server(ServerArgs),
     /// Show the whole way on this machine: a server, a task, and `execute` running it
@@ -76,16 +83,44 @@ pub enum Command {
 /// `execute`, with the flags of the Python agent's command.
 #[derive(Debug, Args)]
 pub struct ExecuteArgs {
-    /// Id of the task to run
+    /// Id of the task to run; without it, CLEARML_TASK_ID
     #[arg(long, value_name = "TASK_ID", value_parser = task_id, help_heading = "Task")]
-    pub id: String,
+    pub id: Option<String>,
+    /// File with a task id on each line: line N is for SLURM_ARRAY_TASK_ID=N (of Kubernetes' indexed
+    /// jobs, JOB_COMPLETION_INDEX counts from 0), the only one for a job that is no array
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Task",
+        conflicts_with = "id"
+    )]
+    pub id_file: Option<PathBuf>,
     /// Run a copy of the task ("Clone of NAME") and leave the task itself untouched
     #[arg(long, help_heading = "Task", conflicts_with = "require_queue")]
     pub clone: bool,
     /// Run only if the task waits in a queue: it is taken out of it, and of several agents that
-    /// try, exactly one runs it (for Slurm, Kubernetes and other schedulers)
+    /// try, exactly one runs it (for Slurm, Kubernetes and other schedulers). The same job, started
+    /// again, goes on with its own task
     #[arg(long, help_heading = "Task")]
     pub require_queue: bool,
+    /// How long a task that is in no queue yet is waited for (with --require-queue)
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0,
+        help_heading = "Task",
+        requires = "require_queue"
+    )]
+    pub wait: u64,
+    /// What a task that has ended already means for the exit code (with --require-queue): 67, or 0
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value = "fail",
+        help_heading = "Task",
+        requires = "require_queue"
+    )]
+    pub if_done: IfDone,
 
     /// Run inside a Docker container: IMAGE and its `docker run` arguments, as one quoted string
     /// or as separate words
@@ -123,14 +158,20 @@ pub struct ExecuteArgs {
     #[arg(long, value_name = "SECONDS", help_heading = "Stopping")]
     pub timeout: Option<u64>,
     /// How long the script has to end between the stop signal (`agent.stop_signal`, SIGTERM) and
-    /// SIGKILL; a second signal to the agent cuts it short
+    /// SIGKILL; a second signal to the agent cuts it short [default: what Slurm leaves, or 10]
     #[arg(
         long,
         value_name = "SECONDS",
-        default_value_t = 10,
+        env = "CLEARML_AGENT_GRACE",
+        hide_env_values = true,
         help_heading = "Stopping"
     )]
-    pub grace: u64,
+    pub grace: Option<u64>,
+    /// What becomes of the task when a batch system takes its machine back (SIGTERM): it is stopped,
+    /// put back at the end of its queue, or kept for the same job's next start [default: stop, under
+    /// Slurm and Kubernetes]
+    #[arg(long, value_name = "WHAT", help_heading = "Stopping")]
+    pub on_preempt: Option<OnPreempt>,
 
     /// User name for the task's git repository
     #[arg(long, value_name = "USER", help_heading = "Git")]
@@ -153,8 +194,8 @@ pub struct ExecuteArgs {
     /// Send the set-up's log to the server too
     #[arg(long, help_heading = "Log and monitoring")]
     pub full_monitoring: bool,
-    /// How long the end may wait for a server that does not take the rest of the log; what is left
-    /// then is kept for `clearml-agent sync`
+    /// How long the end may wait for a server that does not take the rest of the log, or the status;
+    /// what is left then is kept for `clearml-agent sync`
     #[arg(
         long,
         value_name = "SECONDS",
@@ -171,6 +212,19 @@ pub struct ExecuteArgs {
         help_heading = "Log and monitoring"
     )]
     pub log_level: LogLevel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IfDone {
+    Ok,
+    Fail,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnPreempt {
+    Stop,
+    Requeue,
+    Keep,
 }
 
 #[derive(Debug, Args)]
@@ -238,7 +292,7 @@ impl LogLevel {
 
 /// A task id is used in paths and messages, so it is checked to be one: letters and digits.
 /// Surrounding blanks, left by copy and paste, are dropped.
-fn task_id(text: &str) -> Result<String, String> {
+pub(crate) fn task_id(text: &str) -> Result<String, String> {
     let id = text.trim();
     if id.is_empty()
         || !id
@@ -323,7 +377,7 @@ mod tests {
         assert_eq!(args.gpus.as_deref(), Some("1"));
         assert_eq!(args.docker, Some(vec!["b --ipc=host".to_owned()]));
         assert!(args.clone);
-        assert_eq!(execute(&["--id", "t2"]).unwrap().id, "t2");
+        assert_eq!(execute(&["--id", "t2"]).unwrap().id.as_deref(), Some("t2"));
     }
 
     #[test]
@@ -355,7 +409,8 @@ mod tests {
         assert!(execute(&["--gpus", "0", "--cpu-only"]).is_err());
         assert!(execute(&["--clone", "--require-queue"]).is_err());
         assert!(execute(&["--disable-monitoring", "--full-monitoring"]).is_err());
-        assert!(Cli::try_parse_from(["clearml-agent", "execute"]).is_err());
+        assert!(execute(&["--id-file", "tasks"]).is_err());
+        assert!(execute(&["--wait", "5"]).is_err());
         assert!(Cli::try_parse_from(["clearml-agent", "execute", "--id", "a/../b"]).is_err());
     }
 }

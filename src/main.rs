@@ -4,10 +4,17 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use clearml_agent::cli::{Cli, Command};
 use clearml_agent::mask::Mask;
+use clearml_agent::process::guard;
 use clearml_agent::{cache, execute, logging, server, sync};
 
 fn main() -> ExitCode {
     let cli = Cli::parse().check().unwrap_or_else(|error| error.exit());
+    if let Command::Guard { run } = &cli.command {
+        return match guard::stand(run) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     // Grows with what is read: the environment and the configuration.
     let mask = Mask::default();
     logging::start(cli.global.debug, &mask);
@@ -25,6 +32,7 @@ fn main() -> ExitCode {
             }
             Command::Sync(args) => Ok(sync::sync(args, cli.global, environment(), &mask).await),
             Command::Cache(args) => Ok(cache::cache(&args, &cli.global, &environment())),
+            Command::Guard { .. } => Ok(0),
             Command::Server(args) => server::serve(args).await.map(|()| 0),
             Command::Demo(args) => server::demo::run(args, cli.global.debug, environment()).await,
         }

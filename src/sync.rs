@@ -1,7 +1,8 @@
-//! `clearml-agent sync`: sends what earlier runs could not.
+//! `clearml-agent sync`: sends what earlier runs could not, and tells how they ended.
 
 use std::sync::Arc;
 
+use crate::api::tasks::FinalStatus;
 use crate::api::{ApiError, Session};
 use crate::cli::{GlobalArgs, SyncArgs};
 use crate::config::{self, ConfigError, Lookup, Variables};
@@ -29,6 +30,13 @@ impl SyncError {
             SyncError::Folder { .. } => exit::NOT_FOUND,
         }
     }
+}
+
+/// Part of a line: what the task's status was set to.
+pub fn status_words(status: Option<FinalStatus>) -> String {
+    status.map_or_else(String::new, |status| {
+        format!("; its status is set to {status}")
+    })
 }
 
 /// Gives the exit code: 0 where nothing is left.
@@ -68,9 +76,13 @@ async fn attempt(
     let tell = |one: crate::journal::sync::Sent| {
         let path = one.path.display();
         match one.what {
-            What::Done { task, receipt } => {
+            What::Done {
+                task,
+                receipt,
+                status,
+            } => {
                 sent += 1;
-                println!("task {task}: {}", receipt.words());
+                println!("task {task}: {}{}", receipt.words(), status_words(status));
             }
             What::Nothing => {}
             What::OtherServer { server } => {
@@ -80,7 +92,7 @@ async fn attempt(
                     session.host()
                 );
             }
-            What::Unreadable { cause } => {
+            What::Left { cause } => {
                 left += 1;
                 println!("{path}: left as it is: {cause}");
             }

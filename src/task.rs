@@ -28,6 +28,12 @@ pub struct Task {
     pub hyperparams: BTreeMap<String, BTreeMap<String, Parameter>>,
     #[serde(default, deserialize_with = "null_as_default")]
     pub runtime: serde_json::Map<String, serde_json::Value>,
+    /// The highest iteration that was reported.
+    #[serde(default)]
+    pub last_iteration: Option<i64>,
+    /// The worker that reported on it last.
+    #[serde(default)]
+    pub last_worker: Option<String>,
 }
 
 /// The server's task states.
@@ -125,7 +131,7 @@ pub struct Parameter {
     pub value: String,
 }
 
-fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Default + Deserialize<'de>,

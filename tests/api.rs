@@ -14,7 +14,7 @@ use clearml_agent::api::{
     workers,
 };
 use clearml_agent::console::Console;
-use clearml_agent::execute::claim::{self, Claimed, Mode, Refused};
+use clearml_agent::execute::claim::{self, Claimed, Mode, Ready, Refused, Taking};
 use clearml_agent::secret::Secret;
 use clearml_agent::task::{Requirements, Status};
 use recorded::Recorded;
@@ -29,7 +29,16 @@ async fn claim(
     console: &Console,
 ) -> Result<Claimed, Refused> {
     let task = claim::fetch(session, id).await?;
-    claim::claim(session, task, mode, worker, console).await
+    let taking = Taking {
+        mode,
+        worker,
+        run: "run1",
+        claimant: None,
+    };
+    match claim::ready(&task, &taking, |_| false) {
+        Ready::Now => claim::claim(session, task, &taking, console).await,
+        Ready::Later(why) | Ready::Never(why) => Err(why),
+    }
 }
 
 const NOTE: StatusNote<'_> = StatusNote {
@@ -468,9 +477,15 @@ async fn a_worker_reports_and_leaves() {
     let session = login(&server).await;
     let id = training(&server);
     let stats = json!({"cpu_usage": [1.5], "memory_used": 3.0});
-    workers::status_report(&session, "w:0", &id, 1_795_472_758_977, Some(&stats))
-        .await
-        .unwrap();
+    let status = workers::Status {
+        worker: "w:0",
+        task: &id,
+        queue: None,
+        tags: &[],
+        timestamp: 1_795_472_758_977,
+        machine_stats: Some(&stats),
+    };
+    workers::status_report(&session, &status).await.unwrap();
     assert_eq!(server.task(&id)["last_worker"], "w:0");
     assert_eq!(server.state()["reports"][0]["machine_stats"], stats);
     workers::unregister(&session, "w:0").await.unwrap();
@@ -648,16 +663,7 @@ async fn what_cannot_be_claimed_is_refused_and_left_alone() {
 
     let running = server.create_task(json!({"name": "train", "status": "in_progress"}));
     let refused = refusal(&running, Mode::FromQueue).await;
-    assert!(
-        matches!(
-            refused,
-            Refused::NotQueued {
-                status: Status::InProgress,
-                ..
-            }
-        ),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Refused::Held { .. }), "{refused:?}");
 
     let published = server.create_task(json!({"name": "train", "status": "published"}));
     let refused = refusal(&published, Mode::Any).await;

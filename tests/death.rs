@@ -3,14 +3,19 @@
 //! Parts need root, control groups that can be written, or Docker: without them they say so and pass.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/bare_image.rs"]
+mod bare_image;
+#[path = "common/limits.rs"]
+mod limits;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
 
-use clearml_agent::process::cgroup::{self, Place, Version};
+use bare_image::image;
+use clearml_agent::process::cgroup::{self, Version};
 use clearml_agent::process::death::{self, Evidence};
 use clearml_agent::process::disks;
 use clearml_agent::process::job_group::{Entrance, JobGroup};
@@ -18,14 +23,8 @@ use clearml_agent::process::last_words::files_named;
 use clearml_agent::process::memory::{Before, Memory};
 use clearml_agent::process::usage::{self, Sampler};
 use clearml_agent::process::{Ended, kernel_log::KernelLog};
+use limits::{Limited, SMALL, Tmpfs, me};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
-
-/// The limit of the groups and containers that jobs are killed in.
-const SMALL: u64 = 64 << 20;
-
-fn me() -> i32 {
-    rustix::process::getpid().as_raw_nonzero().get()
-}
 
 fn skip(why: &str) {
     eprintln!("not tested here: {why}");
@@ -159,56 +158,6 @@ fn role_eat() {
     println!("not killed after {} MiB", std::hint::black_box(eaten).len());
 }
 
-/// A group below this process' own, with a memory limit; gone when dropped.
-struct Limited(Place);
-
-impl Limited {
-    fn create() -> Result<Limited, String> {
-        let own = cgroup::of_memory(me()).ok_or("no memory control groups")?;
-        let place = own.below(&format!("test-{}-{}", me(), uuid::Uuid::new_v4().simple()));
-        std::fs::create_dir(&place.dir).map_err(|error| error.to_string())?;
-        let group = Limited(place);
-        let limit = match group.0.version {
-            Version::V1 => "memory.limit_in_bytes",
-            Version::V2 => "memory.max",
-        };
-        group
-            .write(limit, &SMALL.to_string())
-            .map_err(|error| format!("{limit}: {error}"))?;
-        // Nor to the swap disk, where there is one.
-        let _ = group.write("memory.memsw.limit_in_bytes", &SMALL.to_string());
-        let _ = group.write("memory.swap.max", "0");
-        Ok(group)
-    }
-
-    fn write(&self, file: &str, text: &str) -> std::io::Result<()> {
-        std::fs::write(self.0.dir.join(file), text)
-    }
-
-    fn run(&self, mut command: Command) -> String {
-        let procs = self.0.dir.join("cgroup.procs");
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        std::fs::write(procs, child.id().to_string()).unwrap();
-        let output = child.stdout.take().unwrap();
-        // It waits for the end of its input, so that all it does is done in the group.
-        drop(child.stdin.take());
-        let text = std::io::read_to_string(output).unwrap();
-        assert!(child.wait().unwrap().success(), "{text}");
-        text
-    }
-}
-
-impl Drop for Limited {
-    fn drop(&mut self) {
-        let removed = std::fs::remove_dir(&self.0.dir);
-        assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
-    }
-}
-
 /// `role_agent` when it is in its group.
 fn agent_that_waits(job: &str) -> Command {
     let mut command = shell(r#"cat >/dev/null; exec "$0" --exact role_agent --nocapture"#);
@@ -292,56 +241,6 @@ fn a_jobs_own_group_counts_for_the_job_alone() {
 }
 
 // ---- in a container ----
-
-const IMAGE: &str = "clearml-agent-test-bare";
-
-/// An image that has nothing but mount points, for a container that uses this machine's /usr; made
-/// once on a machine.
-fn image() -> Result<&'static str, String> {
-    static MADE: OnceLock<Result<(), String>> = OnceLock::new();
-    MADE.get_or_init(make_image).clone().map(|()| IMAGE)
-}
-
-fn make_image() -> Result<(), String> {
-    let there = Command::new("docker")
-        .args(["image", "inspect", IMAGE])
-        .output();
-    if there.is_ok_and(|output| output.status.success()) {
-        return Ok(());
-    }
-    let version = Command::new("docker").args(["version"]).output();
-    if !version.is_ok_and(|output| output.status.success()) {
-        return Err("Docker does not answer".into());
-    }
-    let root = tempfile::tempdir().unwrap();
-    let path = |name: &str| root.path().join(name);
-    for name in ["usr", "proc", "sys", "dev", "tmp"] {
-        std::fs::create_dir(path(name)).unwrap();
-    }
-    for name in ["bin", "lib", "lib64"] {
-        let Ok(target) = std::fs::read_link(Path::new("/").join(name)) else {
-            return Err(format!("/{name} of this machine is not a part of /usr"));
-        };
-        std::os::unix::fs::symlink(target, path(name)).unwrap();
-    }
-    let mut tar = Command::new("tar")
-        .arg("-C")
-        .arg(root.path())
-        .args(["-c", "."])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let import = Command::new("docker")
-        .args(["import", "-", IMAGE])
-        .stdin(tar.stdout.take().unwrap())
-        .output()
-        .unwrap();
-    assert!(tar.wait().unwrap().success());
-    if !import.status.success() {
-        return Err(String::from_utf8_lossy(&import.stderr).into_owned());
-    }
-    Ok(())
-}
 
 fn in_a_container(arguments: &[&str], job: &str) -> Result<String, String> {
     let image = image()?;
@@ -443,28 +342,6 @@ fn a_containers_small_shared_memory() {
 
 // ---- refused by the machine ----
 
-/// A file system of one megabyte.
-struct Tmpfs(tempfile::TempDir);
-
-impl Tmpfs {
-    fn mount(options: &str) -> Option<Tmpfs> {
-        let dir = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
-            .arg(dir.path())
-            .output()
-            .is_ok_and(|output| output.status.success());
-        mounted.then(|| Tmpfs(dir))
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let status = Command::new("umount").arg(self.0.path()).status().unwrap();
-        assert!(status.success() || std::thread::panicking());
-    }
-}
-
 #[test]
 fn a_full_disk_is_named() {
     for (options, script, left) in [
@@ -478,7 +355,7 @@ fn a_full_disk_is_named() {
         let Some(disk) = Tmpfs::mount(options) else {
             return skip("no file system can be mounted");
         };
-        let dir = disk.0.path();
+        let dir = disk.path();
         let (end, leader, output) = run(shell(script), dir);
         let reason = reason(end, leader, &Memory::default(), &output, dir);
         let expected = format!("no_space: no space left on the disk of {}", dir.display());

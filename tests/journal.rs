@@ -5,6 +5,7 @@
 mod log_server;
 
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -53,6 +54,7 @@ fn connect(journal: &Journal, server: &LogServer) {
         session: server.session.clone(),
         task: TASK.into(),
         worker: WORKER.into(),
+        mark: String::new(),
     });
 }
 
@@ -124,7 +126,7 @@ async fn lines_arrive_while_the_job_runs() {
     server.log_with("first\n").await;
     // A prompt has no newline, and is shown all the same.
     server.log_with("name? ").await;
-    job.stop(15, LONG).await;
+    job.stop(15, ready(LONG)).await;
     reading.await.unwrap().unwrap();
     let receipt = journal.finish(LONG).await;
     assert_eq!(receipt, all_sent("first\nname? "));

@@ -39,6 +39,7 @@ fn started(options: Options, server: &LogServer, task: &str) -> Journal {
         session: server.session.clone(),
         task: task.into(),
         worker: WORKER.into(),
+        mark: String::new(),
     });
     journal.job_started();
     journal
@@ -254,7 +255,7 @@ async fn sync(dir: &Path, server: &LogServer) -> Vec<Sent> {
 
 fn receipt_of(sent: &Sent) -> &Receipt {
     match &sent.what {
-        What::Done { task, receipt } if task == TASK => receipt,
+        What::Done { task, receipt, .. } if task == TASK => receipt,
         other => panic!("{other:?}"),
     }
 }
@@ -360,7 +361,7 @@ async fn a_file_that_is_no_journal_is_told_and_left() {
     let path = dir.path().join("output-host-x.journal");
     std::fs::write(&path, "something else").unwrap();
     let sent = sync(dir.path(), &server).await;
-    assert!(matches!(sent[0].what, What::Unreadable { .. }), "{sent:?}");
+    assert!(matches!(sent[0].what, What::Left { .. }), "{sent:?}");
     assert!(path.exists());
 }
 

@@ -15,19 +15,37 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clearml_agent::api::Session;
-use clearml_agent::monitor::{self, Report, Timing};
+use clearml_agent::console::Console;
+use clearml_agent::monitor::gpu::{Source, Visible};
+use clearml_agent::monitor::{self, Node, Report, Script, TaskScalars, Timing, Worker};
 use recorded::Recorded;
 use serde_json::{Value, json};
 
 async fn start(server: &Recorded, task: &str, timing: Timing) -> monitor::Monitor {
+    monitor::start(report(server, task, timing).await)
+}
+
+async fn report(server: &Recorded, task: &str, timing: Timing) -> Report {
     let session = Session::login(&server.endpoint("w:0")).await.unwrap();
-    monitor::start(Report {
+    Report {
         session: Arc::new(session),
-        worker: "w:0".into(),
+        worker: Worker {
+            id: "w:0".into(),
+            tags: vec!["a".into(), "b c".into()],
+            queue: Some("q1".into()),
+        },
         task: task.into(),
         disk_path: home(),
+        gpus: Source {
+            visible: Visible::None,
+            sysfs: "/sys".into(),
+        },
+        default_gpu_usage: Some(100.0),
+        script: Script::default(),
+        scalars: None,
         timing,
-    })
+        console: Console::new(|line| panic!("nothing to say: {line}")),
+    }
 }
 
 fn home() -> PathBuf {
@@ -63,6 +81,8 @@ async fn the_worker_is_reported_at_once_then_with_figures_and_at_the_end_without
         assert_eq!(report["worker"], "w:0");
         assert_eq!(report["task"], json!(task));
         assert_eq!(report["is_daemon"], false);
+        assert_eq!(report["tags"], json!(["a", "b c"]));
+        assert_eq!(report["queue"], "q1");
         assert!(report["timestamp"].as_i64().unwrap() > 1_700_000_000_000);
     }
     let (with, without): (Vec<_>, Vec<_>) =
@@ -143,6 +163,7 @@ async fn a_server_that_fails_is_told_again_and_ends_nothing() {
         sample: Duration::from_millis(100),
         first: Duration::from_millis(400),
         every: Duration::from_millis(400),
+        ..Timing::default()
     };
     let monitor = start(&server, &task, timing).await;
     let reports = reports(&server, 1).await;
@@ -163,6 +184,122 @@ async fn a_report_that_hangs_does_not_hold_up_the_end() {
     }
     monitor.stop().await;
     assert_eq!(server.state()["reports"][0]["machine_stats"], Value::Null);
+}
+
+const REASON: &str = "worker started execution";
+
+/// (iteration, value) of the task's `cpu_usage`, in the order of arrival.
+fn cpu_usages(server: &Recorded) -> Vec<(i64, f64)> {
+    let state = server.state();
+    let events = state["events"].as_array().unwrap();
+    events
+        .iter()
+        .filter(|e| e["metric"] == ":monitor:machine" && e["variant"] == "cpu_usage")
+        .map(|e| (e["iter"].as_i64().unwrap(), e["value"].as_f64().unwrap()))
+        .collect()
+}
+
+async fn until(what: impl Fn() -> bool) {
+    while !what() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_scalars_follow_the_tasks_iterations_until_the_sdk_comes() {
+    let server = Recorded::start();
+    let task = server.create_task(json!({
+        "name": "train", "status": "in_progress", "status_reason": REASON, "last_iteration": 0,
+    }));
+    let timing = Timing {
+        sample: Duration::from_millis(50),
+        every: Duration::from_millis(200),
+        ..Timing::default()
+    };
+    let node = Node::default();
+    let script = Script::default();
+    let monitor = monitor::start(Report {
+        script: script.clone(),
+        scalars: Some(TaskScalars::new(REASON, &serde_json::Map::new(), node)),
+        ..report(&server, &task, timing).await
+    });
+    let looks = || server.calls_of("tasks.get_all").len();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(looks(), 0, "no script, no scalars");
+
+    script.started(std::process::id());
+    until(|| looks() >= 3).await;
+    assert!(cpu_usages(&server).is_empty(), "no iteration yet");
+    // Somebody, not the SDK, reports iterations.
+    server.set(&task, json!({"last_iteration": 7}));
+    until(|| cpu_usages(&server).iter().any(|(i, _)| *i == 7)).await;
+    server.set(&task, json!({"last_iteration": 9}));
+    until(|| cpu_usages(&server).iter().any(|(i, _)| *i == 9)).await;
+    assert!(cpu_usages(&server).iter().all(|(i, _)| [7, 9].contains(i)));
+
+    // `Task.init` sets the task started, with no reason.
+    server.set(&task, json!({"status_reason": "", "last_iteration": 11}));
+    let before = looks();
+    until(|| looks() > before).await;
+    script.ended();
+    monitor.stop().await;
+    assert!(cpu_usages(&server).iter().all(|(i, _)| *i < 11));
+    assert!(looks() <= before + 2, "it is not asked again and again");
+}
+
+/// Busy and idle time of all cores, from `/proc/stat`.
+fn processor_times() -> (f64, f64) {
+    let text = std::fs::read_to_string("/proc/stat").unwrap();
+    let times: Vec<f64> = text
+        .lines()
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .skip(1)
+        .map(|n| n.parse().unwrap())
+        .collect();
+    // user nice system idle iowait irq softirq steal; guests are in user.
+    let idle = times[3] + times[4];
+    (times[..8].iter().sum::<f64>() - idle, idle)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_processors_usage_is_the_kernels_under_a_load_of_known_size() {
+    let server = Recorded::start();
+    let task = server.create_task(json!({"name": "train", "status": "in_progress"}));
+    let timing = Timing {
+        sample: Duration::from_millis(250),
+        first: Duration::from_millis(500),
+        every: Duration::from_secs(4),
+        ..Timing::default()
+    };
+    let enough = Arc::new(AtomicBool::new(false));
+    let load = std::thread::spawn({
+        let enough = enough.clone();
+        // One core.
+        move || {
+            while !enough.load(Ordering::Relaxed) {
+                std::hint::spin_loop()
+            }
+        }
+    });
+    let monitor = start(&server, &task, timing).await;
+    // The second report with figures is of the time between the first and itself.
+    reports(&server, 2).await;
+    let (busy, idle) = processor_times();
+    let all = reports(&server, 3).await;
+    let (busy_then, idle_then) = processor_times();
+    enough.store(true, Ordering::Relaxed);
+    load.join().unwrap();
+    monitor.stop().await;
+    let expected = (busy_then - busy) / (busy_then - busy + idle_then - idle) * 100.0;
+    let usage = all[2]["machine_stats"]["cpu_usage"][0].as_f64().unwrap();
+    let cores = std::thread::available_parallelism().unwrap().get() as f64;
+    assert!(
+        (usage - expected).abs() < 15.0,
+        "{usage}, the kernel says {expected}"
+    );
+    assert!(usage > 60.0 / cores, "one core is busy: {usage} of {cores}");
 }
 
 /// Sends 1 MiB each 50 ms.

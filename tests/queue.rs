@@ -43,7 +43,7 @@ fn what_is_not_queued_is_refused_and_untouched() {
     let before = world.api.task(&id);
     world
         .execute(&id, &["--require-queue"])
-        .exits(75)
+        .exits(76)
         .complains("in_progress");
     assert_eq!(world.api.task(&id), before);
 }
@@ -61,7 +61,12 @@ fn of_many_agents_exactly_one_runs_it() {
             .collect();
         let mut codes: Vec<i32> = racers.into_iter().map(|racer| racer.wait().code).collect();
         codes.sort_unstable();
-        assert_eq!(codes, [0, 75, 75, 75, 75, 75, 75, 75]);
+        // Those who come late find it taken, or even done.
+        assert_eq!(codes.remove(0), 0);
+        assert!(
+            codes.iter().all(|code| [67, 76].contains(code)),
+            "{codes:?}"
+        );
         assert_eq!(world.api.status(&id), "completed");
         let runs = std::fs::read_dir(world.path("marks")).unwrap().count();
         assert_eq!(runs, round + 1);

@@ -268,21 +268,3 @@ fn packages_of_the_system_are_seen_where_that_is_wanted() {
     let id = world.api.create("with the system's", task);
     world.execute(&id, &[]).exits(0).prints("ran 1.16.0");
 }
-
-#[test]
-fn only_the_first_process_of_a_task_records_what_is_installed() {
-    let mut world = World::new();
-    for (rank, recorded) in [("1", false), ("0", true)] {
-        world.env.insert("RANK".into(), rank.into());
-        let mut task = script("print('ran')\n");
-        task["requirements"] = json!({"pip": "six==1.16.0\n"});
-        let id = world.api.create("of several", task);
-        world.execute(&id, &[]).exits(0);
-        let requirements = world.api.task(&id)["script"]["requirements"].clone();
-        assert_eq!(
-            requirements["org_pip"].is_string(),
-            recorded,
-            "{requirements}"
-        );
-    }
-}

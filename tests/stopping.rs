@@ -92,10 +92,67 @@ time.sleep(1000)
 #[test]
 fn kill_9_of_the_agent_takes_the_job_with_it() {
     let world = World::new();
-    let (_, running, pid) = start(&world, SLEEPER);
+    let (_, running, pids) = start_with(&world, DEAF, &[]);
     running.signal("KILL");
     let _ = running.wait();
-    eventually("the job is gone", || !lives(&pid));
+    for pid in pids {
+        eventually("the job is gone", || !lives(&pid));
+    }
+}
+
+#[test]
+fn kill_9_of_the_agent_takes_a_build_with_it() {
+    let world = World::new();
+    let package = Endless::new();
+    let id = world.api.create("slow set-up", package.task());
+    let running = world.start_execute(&id, &[]);
+    let tool = package.tool();
+    running.signal("KILL");
+    let _ = running.wait();
+    eventually("uv is gone", || !lives(&tool));
+    let build = package.build();
+    eventually("the build is gone", || !lives(&build));
+}
+
+/// Processes of any run, guards among them.
+fn of_a_run(run: &str) -> Vec<String> {
+    let mark = format!("CLEARML_AGENT_RUN={run}");
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let has = |path: &std::path::Path, file: &str| {
+        std::fs::read(path.join(file)).is_ok_and(|bytes| {
+            String::from_utf8_lossy(&bytes)
+                .split('\0')
+                .any(|one| one == mark || one == run)
+        })
+    };
+    processes
+        .map(|entry| entry.path())
+        .filter(|path| has(path, "environ") || has(path, "cmdline"))
+        .map(|path| path.display().to_string())
+        .collect()
+}
+
+#[test]
+fn nothing_is_left_however_the_run_ends() {
+    let world = World::new();
+    for signal in ["", "TERM", "KILL"] {
+        let text = "\
+import os, subprocess, time
+subprocess.Popen(['setsid', 'sleep', '1000'])
+print('ready', os.environ['CLEARML_AGENT_RUN'], flush=True)
+";
+        let text = if signal.is_empty() {
+            text.to_owned()
+        } else {
+            format!("{text}time.sleep(1000)\n")
+        };
+        let (_, running, run) = start_with(&world, &text, &[]);
+        if !signal.is_empty() {
+            running.signal(signal);
+        }
+        let _ = running.wait();
+        eventually("all of the run is gone", || of_a_run(&run[0]).is_empty());
+    }
 }
 
 /// A package whose build ends with the tool that runs it.
@@ -104,8 +161,8 @@ struct Endless(tempfile::TempDir);
 impl Endless {
     fn new() -> Endless {
         let package = tempfile::tempdir().expect("a folder for the package");
-        let build = "import os, time\ntool = os.getppid()\nopen('new', 'w').write(str(tool))\n\
-                     os.rename('new', 'tool')\nwhile os.getppid() == tool: time.sleep(0.05)\n";
+        let build = "import os, time\ntool = os.getppid()\nopen('build', 'w').write(str(os.getpid()))\n\
+                     open('new', 'w').write(str(tool))\nos.rename('new', 'tool')\nwhile os.getppid() == tool: time.sleep(0.05)\n";
         let build = format!(
             "import os\nos.chdir('{}')\n{build}",
             package.path().display()
@@ -119,6 +176,11 @@ impl Endless {
         let package = format!("endless @ file://{}", self.0.path().display());
         task["requirements"] = json!({ "pip": package });
         task
+    }
+
+    /// The process id of the build itself, once it is there.
+    fn build(&self) -> String {
+        std::fs::read_to_string(self.0.path().join("build")).expect("what the build wrote")
     }
 
     /// Waits for the build; the process id of the tool that runs it.
@@ -354,17 +416,4 @@ fn a_stop_while_the_code_is_fetched_ends_at_once() {
     running.wait().exits(143);
     assert_eq!(world.api.status(&id), "stopped");
     assert_eq!(world.api.reason(&id), "the agent received SIGTERM");
-}
-
-#[test]
-fn kill_9_of_the_agent_ends_the_installation() {
-    let world = World::new();
-    let package = Endless::new();
-    let id = world.api.create("killed set-up", package.task());
-    let running = world.start_execute(&id, &[]);
-    let tool = package.tool();
-    assert!(lives(&tool));
-    running.signal("KILL");
-    let _ = running.wait();
-    eventually("the installation is over", || !lives(&tool));
 }

@@ -9,6 +9,7 @@ mod server_process;
 
 use common::{World, eventually, script};
 use figures::figures;
+use serde_json::json;
 use server_process::ServerProcess;
 
 /// Prints numbered lines, some at once and some one by one.
@@ -42,10 +43,14 @@ fn what_a_killed_agent_had_taken_is_sent_by_sync() {
         running.line_with(&format!("line {last}"));
         running.signal("KILL");
         let shown = running.wait().exits(1009).stdout;
+        assert_eq!(world.api.status(&id), "in_progress");
         world
             .run(&["sync"])
             .exits(0)
-            .prints(&format!("task {id}: log: "));
+            .prints(&format!("task {id}: log: "))
+            .prints("its status is set to failed");
+        assert_eq!(world.api.status(&id), "failed");
+        assert!(world.api.reason(&id).starts_with("the agent was killed"));
 
         let log = world.api.log(&id);
         // The last line may be cut off, there as on the terminal.
@@ -94,6 +99,103 @@ fn the_next_run_on_the_machine_sends_what_a_killed_one_left() {
     std::fs::write(go, "").unwrap();
     running.wait().exits(0);
     assert_eq!(journals(&world), 0);
+    assert_eq!(world.api.status(&killed), "failed");
+}
+
+/// Kills the agent of a task that sleeps; gives the task.
+fn killed(world: &World) -> String {
+    let id = world.api.create(
+        "to be killed",
+        script("import time\nprint('awake', flush=True)\ntime.sleep(1000)\n"),
+    );
+    let mut running = world.start_execute(&id, &[]);
+    running.line_with("awake");
+    // What says that it was this run.
+    eventually("the claim is on the server", || {
+        !world.api.task(&id)["runtime"]["clearml_agent_claim"].is_null()
+    });
+    running.signal("KILL");
+    let _ = running.wait();
+    id
+}
+
+#[test]
+fn a_task_that_somebody_else_runs_by_now_is_left_alone() {
+    let world = World::new();
+    // An agent of another make reports on it.
+    let taken_over = killed(&world);
+    world.api.call(
+        "workers.status_report",
+        json!({"worker": "another:1", "task": taken_over, "timestamp": 1_700_000_000_000_u64, "queues": []}),
+    );
+    // One of ours holds it.
+    let run_again = killed(&world);
+    let mut running = world.start_execute(&run_again, &[]);
+    running.line_with("awake");
+    eventually("the next run holds it", || {
+        let log = world.api.log(&run_again);
+        log.matches("awake\n").count() == 2 && journals(&world) == 1
+    });
+    for id in [&taken_over, &run_again] {
+        assert_eq!(world.api.status(id), "in_progress");
+    }
+    running.signal("TERM");
+    running.wait().exits(143);
+    assert_eq!(world.api.status(&run_again), "stopped");
+    assert_eq!(world.api.status(&taken_over), "in_progress");
+}
+
+#[test]
+fn an_end_that_no_server_heard_of_is_told_later() {
+    let data = tempfile::tempdir().unwrap();
+    let first = ServerProcess::start("127.0.0.1:0", Some(data.path()));
+    let address = first.api.url.split_once("//").unwrap().1.to_owned();
+    let world = World::at(first.api.clone());
+    let go = world.path("go");
+    let waits = |code: i32| {
+        let text = format!(
+            "import os, sys, time\nprint('awake', flush=True)\n\
+             while not os.path.exists({:?}): time.sleep(0.01)\nprint('the end')\nsys.exit({code})\n",
+            go.to_str().unwrap()
+        );
+        world.api.create("ends unheard", script(&text))
+    };
+    let ids = [waits(0), waits(3)];
+    let mut runs: Vec<_> = ids
+        .iter()
+        .map(|id| world.start_execute(id, &["--drain-timeout", "0"]))
+        .collect();
+    for (id, running) in ids.iter().zip(&mut runs) {
+        running.line_with("awake");
+        eventually("the claim is on the server", || {
+            !world.api.task(id)["runtime"]["clearml_agent_claim"].is_null()
+        });
+    }
+    let silent = world.api.create("not heard of", script("print(1)"));
+    first.kill();
+    std::fs::write(go, "").unwrap();
+    for (running, code) in runs.into_iter().zip([0, 3]) {
+        running
+            .wait()
+            .exits(code)
+            .complains("the task's status could not be written")
+            .complains("`clearml-agent sync`, or the next run on this machine, writes it");
+    }
+    assert_eq!(journals(&world), 2);
+    let _second = ServerProcess::start(address.trim_end_matches('/'), Some(data.path()));
+    world.run(&["sync"]).exits(0);
+    assert_eq!(journals(&world), 0);
+    for (id, status, reason) in [
+        (&ids[0], "completed", "worker execution done"),
+        (&ids[1], "failed", "worker execution exit code 3"),
+        (&silent, "created", ""),
+    ] {
+        assert_eq!(
+            (world.api.status(id).as_str(), world.api.reason(id).as_str()),
+            (status, reason)
+        );
+    }
+    assert!(world.api.log(&ids[1]).contains("the end"));
 }
 
 #[test]

@@ -14,5 +14,6 @@ pub mod workers;
 
 pub use error::ApiError;
 pub use retry::Patience;
+pub(crate) use session::random;
 pub use session::{Credentials, Endpoint, Session};
 pub use tls::{Trust, client_builder};

@@ -431,7 +431,7 @@ fn now() -> u64 {
 }
 
 /// A number in 0..1 for jitter; its quality does not matter.
-fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     f64::from(u32::from_le_bytes(
         uuid::Uuid::new_v4().as_bytes()[..4]
             .try_into()

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::error::{ApiError, subcode};
 use super::retry::Patience;
 use super::session::Session;
-use crate::task::{Requirements, Status, Task};
+use crate::task::{Requirements, Status, Task, null_as_default};
 
 /// `status_reason` and `status_message` of a status change; each change replaces both.
 #[derive(Debug, Clone, Copy)]
@@ -19,12 +19,22 @@ pub struct StatusNote<'a> {
 }
 
 /// A final status that the agent writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinalStatus {
     Completed,
     Failed,
     Stopped,
+}
+
+impl std::fmt::Display for FinalStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            FinalStatus::Completed => "completed",
+            FinalStatus::Failed => "failed",
+            FinalStatus::Stopped => "stopped",
+        })
+    }
 }
 
 /// Whether a final status was taken.
@@ -63,7 +73,15 @@ pub struct Standing {
     /// The user who changed the task last.
     #[serde(default)]
     pub last_changed_by: Option<String>,
+    #[serde(default)]
+    pub runtime: serde_json::Map<String, Value>,
+    /// The worker that reported on the task last.
+    #[serde(default)]
+    pub last_worker: Option<String>,
 }
+
+/// The key of `runtime` that says by which claim the task runs.
+pub const CLAIM: &str = "clearml_agent_claim";
 
 /// The task's present status. `Ok(None)`: it was deleted.
 pub async fn standing(session: &Session, id: &str) -> Result<Option<Standing>, ApiError> {
@@ -72,13 +90,29 @@ pub async fn standing(session: &Session, id: &str) -> Result<Option<Standing>, A
         #[serde(default)]
         tasks: Vec<Standing>,
     }
-    let request = json!({
-        "id": [id], "only_fields": ["status", "status_message", "last_changed_by"], "search_hidden": true,
-    });
+    let fields = [
+        "status",
+        "status_message",
+        "last_changed_by",
+        "runtime",
+        "last_worker",
+    ];
+    let request = json!({"id": [id], "only_fields": fields, "search_hidden": true});
     let answer: Answer = session
         .call("tasks.get_all", &request, Patience::Passing)
         .await?;
     Ok(answer.tasks.into_iter().next())
+}
+
+/// Puts a task that has a final status at the end of `queue`.
+pub async fn enqueue(session: &Session, id: &str, queue: &str) -> Result<(), ApiError> {
+    let request = json!({
+        "task": id, "queue": queue,
+        "status_reason": "put back after preemption", "status_message": "",
+    });
+    change_status::<Value>(session, "tasks.enqueue", &request, Patience::Persistent)
+        .await
+        .map(drop)
 }
 
 /// Copies a task; gives the copy's id. Its status is `created`.
@@ -197,6 +231,35 @@ pub async fn set_requirements(
         .map(drop)
 }
 
+/// What a running script changes in its task.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    #[serde(deserialize_with = "null_as_default")]
+    pub status_reason: String,
+    /// Of what was reported; the machine's figures do not count.
+    #[serde(deserialize_with = "null_as_default")]
+    pub last_iteration: i64,
+    #[serde(deserialize_with = "null_as_default")]
+    pub runtime: serde_json::Map<String, Value>,
+}
+
+/// How far the task's script is. `Ok(None)`: the task was deleted.
+pub async fn progress(session: &Session, id: &str) -> Result<Option<Progress>, ApiError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        #[serde(default)]
+        tasks: Vec<Progress>,
+    }
+    let request = json!({
+        "id": [id], "only_fields": ["status_reason", "last_iteration", "runtime"], "search_hidden": true,
+    });
+    let answer: Answer = session
+        .call("tasks.get_all", &request, Patience::Passing)
+        .await?;
+    Ok(answer.tasks.into_iter().next())
+}
+
 /// The task's `runtime`; empty where the task is gone.
 pub async fn runtime(
     session: &Session,
@@ -218,6 +281,19 @@ pub async fn runtime(
         .await?;
     let task = answer.tasks.into_iter().next();
     Ok(task.map(|task| task.runtime).unwrap_or_default())
+}
+
+/// Adds to the task's `runtime`, or changes what is there.
+pub async fn add_to_runtime(
+    session: &Session,
+    id: &str,
+    more: &[(&str, &str)],
+) -> Result<(), ApiError> {
+    let mut all = runtime(session, id).await?;
+    for (name, value) in more {
+        all.insert((*name).to_owned(), Value::from(*value));
+    }
+    set_runtime(session, id, &all).await
 }
 
 /// Replaces `runtime` as a whole: read it first and keep what others put there.

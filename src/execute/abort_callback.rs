@@ -42,7 +42,7 @@ pub(super) async fn register(run: &Run) {
     };
     let seconds = callback.timeout.as_secs().to_string();
     let more = [(TIMEOUT, seconds.as_str()), (POLL_FREQUENCY, "10")];
-    if let Err(error) = add_to_runtime(run, &more).await {
+    if let Err(error) = tasks::add_to_runtime(&run.session, &run.task.id, &more).await {
         run.console.say(format!(
             "Note: the abort callback is not registered: {error}"
         ));
@@ -145,17 +145,10 @@ async fn run_command(run: &Run, callback: &Callback, place: &Place) {
             .console
             .say(format!("Note: the abort callback failed: {error}")),
     }
-    if let Err(error) = add_to_runtime(run, &[(COMPLETED, "1")]).await {
+    if let Err(error) = tasks::add_to_runtime(&run.session, &run.task.id, &[(COMPLETED, "1")]).await
+    {
         tracing::debug!(%error, "the abort callback's end is not recorded");
     }
-}
-
-async fn add_to_runtime(run: &Run, more: &[(&str, &str)]) -> Result<(), crate::api::ApiError> {
-    let mut runtime = tasks::runtime(&run.session, &run.task.id).await?;
-    for (name, value) in more {
-        runtime.insert((*name).to_owned(), Value::from(*value));
-    }
-    tasks::set_runtime(&run.session, &run.task.id, &runtime).await
 }
 
 #[cfg(test)]

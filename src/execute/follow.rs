@@ -6,25 +6,29 @@ use std::time::Duration;
 
 use super::abort_callback;
 use super::outcome::{Outcome, Stage, StopCause};
-use super::prepare::Prepared;
+use super::prepare::{Prepared, WriteBack};
 use super::run::Run;
 use super::run_dir;
+use super::settings::GRACE;
+use super::slurm;
 use super::timeline::Phase;
 use crate::api::Session;
 use crate::journal::sync;
-use crate::process::{self, Ended, Job, signal};
+use crate::process::{self, Account, Ended, Job, Usage, signal};
+use crate::sync::status_words;
 
-/// Starts the script and follows it to its end.
-pub(super) async fn follow(run: &Run, prepared: Prepared) -> Outcome {
+/// Starts the script and follows it to its end; what it used, where it was started.
+pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Usage>) {
     let Prepared {
         command,
         handover,
         write_back,
+        versions: _,
     } = prepared;
     run.console.say(handover);
     run.journal.job_started();
     if let Some(cause) = run.stop.cause() {
-        return Outcome::Stopped(cause);
+        return (Outcome::Stopped(cause), None);
     }
     let callback = abort_callback::Place {
         env: command.env.clone(),
@@ -33,13 +37,15 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> Outcome {
     let (mut job, output) = match process::spawn(command) {
         Ok(started) => started,
         Err(error) => {
-            return Outcome::Failed {
+            let outcome = Outcome::Failed {
                 stage: Stage::Launch,
                 cause: error.to_string(),
             };
+            return (outcome, None);
         }
     };
     run.timeline.mark(Phase::ScriptStarted);
+    run.script.started(job.pid());
     let runs_dir = run.settings.runs_dir.clone();
     tokio::task::spawn_blocking(move || run_dir::remove_leftovers(&runs_dir));
     let leftovers = tokio::spawn(send_leftovers(
@@ -47,17 +53,33 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> Outcome {
         run.settings.leftovers(),
     ));
     // Beside the script: it does not wait for these calls, the status does.
-    let written = tokio::spawn(write_back.send(run.session.clone(), run.task.id.clone()));
-    let registered = abort_callback::register(run);
+    let written = match run.settings.rank {
+        0 => write_back,
+        // The first rank's to write, as the registration below.
+        _ => WriteBack::default(),
+    };
+    let written = tokio::spawn(written.send(run.session.clone(), run.task.id.clone()));
+    let registered = async {
+        if run.settings.rank == 0 {
+            abort_callback::register(run).await;
+        }
+    };
 
     let ending = async {
-        let ended = tokio::select! {
-            ended = job.wait() => (ended, None),
-            cause = run.stop.requested() => {
-                (stop(run, &mut job, &cause, &callback).await, Some(cause))
+        let ended = loop {
+            tokio::select! {
+                ended = job.wait() => break (ended, None),
+                cause = run.stop.requested() => {
+                    break (stop(run, &mut job, &cause, &callback).await, Some(cause));
+                }
+                notice = run.stop.notice() => {
+                    job.signal(notice);
+                    run.console.say(format!("Passed {} on to the script", signal::name(notice)));
+                }
             }
         };
         run.timeline.mark(Phase::ScriptEnded);
+        run.script.ended();
         ended
     };
     let (read, (ended, stopped), ()) =
@@ -76,11 +98,14 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> Outcome {
         )),
         Err(error) => tracing::debug!(%error, "write-back"),
     }
-    match (stopped, ended) {
-        (Some(cause), _) => Outcome::Stopped(cause),
-        (None, Ended::Exited { code }) => Outcome::Exited { code },
-        (None, Ended::Signalled { signal }) => Outcome::Signalled { signal },
-    }
+    let last_lines = run.journal.last_lines();
+    let last_lines: Vec<&str> = last_lines.iter().map(String::as_str).collect();
+    let Account { usage, death } = job.account(ended, &last_lines).await;
+    let outcome = match stopped {
+        Some(cause) => Outcome::Stopped(cause),
+        None => Outcome::of_script(ended, death),
+    };
+    (outcome, Some(usage))
 }
 
 /// Ends the job: the abort callback where the stop is the server's, the signal, the grace, SIGKILL. A
@@ -100,13 +125,23 @@ async fn stop(
             () = run.stop.hurried() => {}
         }
     }
+    let grace = settings.grace();
+    let then = match grace {
+        Some(grace) => format!("if it still runs after {} s", grace.as_secs()),
+        None => "before Slurm sends it (KillWait)".into(),
+    };
     run.console.say(format!(
-        "Stopping the script ({cause}): {}, and SIGKILL if it still runs after {} s",
+        "Stopping the script ({cause}): {}, and SIGKILL {then}",
         signal::name(settings.signal),
-        settings.grace.as_secs()
     ));
+    let patience = async {
+        match grace {
+            Some(grace) => grace,
+            None => slurm::kill_wait().await.map_or(GRACE, slurm::grace),
+        }
+    };
     let ended = tokio::select! {
-        ended = job.stop(settings.signal, settings.grace) => Some(ended),
+        ended = job.stop(settings.signal, patience) => Some(ended),
         () = run.stop.hurried() => None,
     };
     match ended {
@@ -114,7 +149,8 @@ async fn stop(
         None => {
             run.console
                 .say("Asked to stop a second time: SIGKILL at once");
-            job.stop(signal::KILL, Duration::ZERO).await
+            job.stop(signal::KILL, std::future::ready(Duration::ZERO))
+                .await
         }
     }
 }
@@ -126,9 +162,14 @@ async fn send_leftovers(session: Arc<Session>, of: Option<(PathBuf, String)>) {
     };
     let whose = sync::Whose::Machine(&machine);
     let told = sync::send_left(&dir, whose, &session, |sent| match sent.what {
-        sync::What::Done { task, receipt } => eprintln!(
-            "clearml-agent: sent what an earlier run of task {task} had left: {}",
-            receipt.words()
+        sync::What::Done {
+            task,
+            receipt,
+            status,
+        } => eprintln!(
+            "clearml-agent: sent what an earlier run of task {task} had left: {}{}",
+            receipt.words(),
+            status_words(status)
         ),
         what => tracing::debug!(path = %sent.path.display(), ?what, "a journal of an earlier run"),
     });

@@ -32,6 +32,16 @@ impl Gpus {
     }
 }
 
+/// What a run that goes on with a broken-off one is told of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt<'a> {
+    /// Counted from 1.
+    pub number: u32,
+    pub former_end: Option<&'a str>,
+    /// The last that was reported of the task; none of a new one.
+    pub last_iteration: Option<i64>,
+}
+
 /// What the task's script is told.
 #[derive(Debug)]
 pub struct Told<'a> {
@@ -41,6 +51,7 @@ pub struct Told<'a> {
     pub log_level: LogLevel,
     pub worker: &'a str,
     pub gpus: &'a Gpus,
+    pub attempt: Attempt<'a>,
     /// The task's `Environment` parameters, where `agent.enable_task_env` is on.
     pub task_env: &'a Variables,
     /// Folders to append to an inherited `PYTHONPATH`, joined by `:`.
@@ -79,6 +90,18 @@ pub fn job_environment(inherited: &Variables, told: &Told<'_>) -> Variables {
         env.insert(format!("TRAINS_{name}"), value.to_owned());
     }
     env.insert("CLEARML_WORKER_ID".into(), told.worker.to_owned());
+    let Attempt {
+        number,
+        former_end,
+        last_iteration,
+    } = told.attempt;
+    env.insert("CLEARML_AGENT_ATTEMPT".into(), number.to_string());
+    if let Some(end) = former_end {
+        env.insert("CLEARML_AGENT_FORMER_END".into(), end.to_owned());
+        if let Some(iteration) = last_iteration {
+            env.insert("CLEARML_AGENT_LAST_ITERATION".into(), iteration.to_string());
+        }
+    }
     set_gpus(&mut env, told.gpus);
     env.extend(
         told.task_env
@@ -100,6 +123,13 @@ pub fn job_environment(inherited: &Variables, told: &Told<'_>) -> Variables {
         env.entry("PYTHONIOENCODING".into())
             .or_insert_with(|| "utf-8".into());
     }
+    env
+}
+
+/// `inherited` with the variables that say which GPUs there are.
+pub fn with_gpus(inherited: &Variables, gpus: &Gpus) -> Variables {
+    let mut env = inherited.clone();
+    set_gpus(&mut env, gpus);
     env
 }
 
@@ -161,10 +191,23 @@ mod tests {
             log_level: LogLevel::Info,
             worker: "host:7",
             gpus,
+            attempt: Attempt {
+                number: 2,
+                former_end: Some("SIGTERM"),
+                last_iteration: Some(70),
+            },
             task_env: &vars(&[("A", "1")]),
             python_path: "/code:/code/sub",
         };
         job_environment(&vars(inherited), &told)
+    }
+
+    #[test]
+    fn a_later_attempt_knows_what_it_goes_on_with() {
+        let env = with(&[], &Gpus::Inherited);
+        assert_eq!(env["CLEARML_AGENT_ATTEMPT"], "2");
+        assert_eq!(env["CLEARML_AGENT_FORMER_END"], "SIGTERM");
+        assert_eq!(env["CLEARML_AGENT_LAST_ITERATION"], "70");
     }
 
     #[test]

@@ -25,6 +25,11 @@ pub(super) enum NotRun {
     Interrupted(i32),
     #[error("{0}, before the task was taken: it is as it was")]
     Timeout(String),
+    #[error(
+        "this machine is not fit to run the task, which is as it was (agent.gpu_health_check): {}",
+        .0.join("; ")
+    )]
+    Unfit(Vec<String>),
     #[error("{0}")]
     Agent(String),
 }
@@ -34,11 +39,11 @@ impl NotRun {
         match self {
             NotRun::Settings(error) => error.exit_code(),
             NotRun::Log(_) | NotRun::ResultFile { .. } => exit::CANNOT_WRITE,
-            NotRun::Login(error) | NotRun::Refused(Refused::Api(error)) => exit::for_api(error),
-            NotRun::Refused(Refused::NoSuchTask { .. }) => exit::NOT_FOUND,
-            NotRun::Refused(_) => exit::NOT_CLAIMED,
+            NotRun::Login(error) => exit::for_api(error),
+            NotRun::Refused(refused) => refused.exit_code(),
             NotRun::Interrupted(signal) => for_signal(*signal),
             NotRun::Timeout(_) => exit::TIMEOUT,
+            NotRun::Unfit(_) => exit::UNFIT,
             NotRun::Agent(_) => exit::AGENT,
         }
     }
@@ -60,12 +65,15 @@ impl NotRun {
             NotRun::Refused(refused) => match refused {
                 Refused::NoSuchTask { .. } => Reason::NotFound,
                 Refused::NotQueued { .. } => Reason::NotQueued,
-                Refused::TakenByAnother { .. } => Reason::TakenByAnother,
+                Refused::TakenByAnother { .. } | Refused::Held { .. } => Reason::TakenByAnother,
+                Refused::FirstRankSilent { .. } => Reason::NotQueued,
+                Refused::Ended { .. } => Reason::AlreadyEnded,
                 Refused::ReadOnly { .. } => Reason::ReadOnly,
                 Refused::Api(_) => Reason::Refused,
             },
             NotRun::Interrupted(_) => Reason::Interrupted,
             NotRun::Timeout(_) => Reason::Timeout,
+            NotRun::Unfit(_) => Reason::NodeUnfit,
             NotRun::Agent(_) => Reason::AgentFailed,
         }
     }

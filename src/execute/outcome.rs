@@ -2,16 +2,18 @@
 //! the log, the agent's exit code.
 
 use crate::api::tasks::FinalStatus;
+use crate::cli::OnPreempt;
 use crate::mask::{Mask, Masked};
-use crate::process::signal;
+use crate::process::death::{Death, Sender};
+use crate::process::{Ended, signal};
 
 /// Every way in which a claimed task can end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The script ended by itself.
+    /// The script ended by itself, for reasons of its own.
     Exited { code: i32 },
-    /// A signal that this agent did not send ended the script.
-    Signalled { signal: i32 },
+    /// The script failed, and why is known: a signal that this agent did not send, no memory, no space.
+    Died { ended: Ended, death: Death },
     /// The run was asked to stop, and did.
     Stopped(StopCause),
     /// The script was never started, or could not be followed.
@@ -27,6 +29,10 @@ pub enum StopCause {
     Server { what: String },
     /// `--timeout`, in seconds.
     Timeout { after: u64 },
+    /// The machine is wanted back. `by`: the batch system and its job.
+    Preempted { by: String, then: OnPreempt },
+    /// Another rank of several failed.
+    Rank { what: String },
 }
 
 /// As part of a sentence.
@@ -38,6 +44,15 @@ impl std::fmt::Display for StopCause {
             StopCause::Timeout { after } => {
                 write!(f, "the run took longer than its --timeout of {after} s")
             }
+            StopCause::Preempted { by, then } => {
+                let then = match then {
+                    OnPreempt::Stop => "",
+                    OnPreempt::Requeue => ", the task goes back to its queue",
+                    OnPreempt::Keep => ", the task is kept for this job's next start",
+                };
+                write!(f, "{by} was asked to end (SIGTERM){then}")
+            }
+            StopCause::Rank { what } => f.write_str(what),
         }
     }
 }
@@ -69,12 +84,18 @@ pub mod exit {
     pub const NO_SERVER: u8 = 69;
     /// A defect or a limit of the agent or its machine.
     pub const AGENT: u8 = 70;
+    /// This machine's GPUs are not fit for work: drain it, and run the task elsewhere.
+    pub const UNFIT: u8 = 71;
     /// The Python environment could not be built.
     pub const ENVIRONMENT: u8 = 72;
     /// A file that was asked for cannot be written.
     pub const CANNOT_WRITE: u8 = 73;
-    /// The task is not to be had: not queued, or another agent has it.
-    pub const NOT_CLAIMED: u8 = 75;
+    /// The task has ended already, or is published: there is nothing to do.
+    pub const ENDED: u8 = 67;
+    /// The task waits in no queue.
+    pub const NOT_QUEUED: u8 = 75;
+    /// Another agent has the task.
+    pub const HELD_BY_ANOTHER: u8 = 76;
     /// The server does not accept the credentials.
     pub const NOT_ALLOWED: u8 = 77;
     /// The configuration is missing or wrong.
@@ -107,6 +128,24 @@ pub struct Verdict {
 }
 
 impl Outcome {
+    /// Of a script that was not stopped.
+    pub fn of_script(ended: Ended, death: Option<Death>) -> Outcome {
+        match (ended, death) {
+            (ended, Some(death)) => Outcome::Died { ended, death },
+            (Ended::Exited { code }, None) => Outcome::Exited { code },
+            (Ended::Signalled { signal }, None) => {
+                let by = Sender::Unknown;
+                let death = Death::Signalled { signal, by };
+                Outcome::Died { ended, death }
+            }
+        }
+    }
+
+    /// Whether the script ran to an end of its own.
+    pub fn is_of_script(&self) -> bool {
+        matches!(self, Outcome::Exited { .. } | Outcome::Died { .. })
+    }
+
     /// Status words are the Python agent's where it has them (`worker execution done`,
     /// `worker execution exit code N`, negative for signals).
     pub fn verdict(&self, mask: &Mask) -> Verdict {
@@ -123,13 +162,19 @@ impl Outcome {
                 format!("Process failed, exit code {code}"),
                 u8::try_from(*code).unwrap_or(u8::MAX),
             ),
-            Outcome::Signalled { signal } => {
-                let name = signal::name(*signal);
+            Outcome::Died { ended, death } => {
+                let why = death.reason();
+                let (exit_code, shown) = match ended {
+                    Ended::Exited { code } => {
+                        (u8::try_from(*code).unwrap_or(u8::MAX), code.to_string())
+                    }
+                    Ended::Signalled { signal } => (for_signal(*signal), format!("-{signal}")),
+                };
                 (
                     FinalStatus::Failed,
-                    format!("worker execution exit code -{signal} (killed by {name})"),
-                    format!("Process failed, killed by {name}"),
-                    for_signal(*signal),
+                    format!("worker execution exit code {shown}: {why}"),
+                    format!("Process failed, exit code {shown}: {why}"),
+                    exit_code,
                 )
             }
             Outcome::Stopped(cause) => {
@@ -146,6 +191,16 @@ impl Outcome {
                         FinalStatus::Failed,
                         format!("timeout: {cause}"),
                         exit::TIMEOUT,
+                    ),
+                    StopCause::Preempted { .. } => (
+                        FinalStatus::Stopped,
+                        format!("preempted: {cause}"),
+                        for_signal(signal::TERM),
+                    ),
+                    StopCause::Rank { .. } => (
+                        FinalStatus::Failed,
+                        cause.to_string(),
+                        for_signal(signal::TERM),
                     ),
                 };
                 (
@@ -247,10 +302,21 @@ mod tests {
                 3,
             ),
             (
-                Outcome::Signalled { signal: 9 },
+                Outcome::of_script(Ended::Signalled { signal: 11 }, None),
                 Failed,
-                "worker execution exit code -9 (killed by SIGKILL)",
-                137,
+                "worker execution exit code -11: ended by SIGSEGV, not by this agent: by itself, or by somebody \
+                 with the right to (the batch system, a user)",
+                139,
+            ),
+            (
+                Outcome::of_script(
+                    Ended::Exited { code: 1 },
+                    Some(Death::NoSharedMemory { size: None }),
+                ),
+                Failed,
+                "worker execution exit code 1: shared memory (/dev/shm) is used up: in a container give it more \
+                 (--shm-size, or --ipc=host), or use fewer data loader workers",
+                1,
             ),
             (
                 Outcome::Stopped(StopCause::Signal(2)),

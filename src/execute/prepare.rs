@@ -8,8 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::job_env::{self, Told, Variables};
 use super::outcome::{Outcome, Stage, StopCause};
+use super::result::Versions;
 use super::run::Run;
 use super::run_dir::RunDir;
+use super::timeline::Phase;
 use crate::api::{ApiError, Session, Trust, tasks};
 use crate::process;
 use crate::python::{self, Environment, PythonError, command, notebook};
@@ -23,6 +25,7 @@ pub(super) struct Prepared {
     /// The lines that end the set-up, as the Python agent words them: other tools look for them.
     pub handover: String,
     pub write_back: WriteBack,
+    pub versions: Versions,
 }
 
 /// What the task did not say itself and the run found out.
@@ -66,8 +69,9 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
     let token = run.stop.token().child_token();
     let code = async {
         let sources = fetch(run, &script, run_dir.path(), token.clone()).await;
-        if sources.is_err() {
-            token.cancel();
+        match &sources {
+            Ok(_) => run.timeline.mark(Phase::CodeReady),
+            Err(_) => token.cancel(),
         }
         sources
     };
@@ -105,6 +109,7 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
     )
     .await
     .map_err(python)?;
+    run.timeline.mark(Phase::EnvironmentReady);
     let entry_point = notebook::convert(
         &environment,
         &sources.working_dir,
@@ -129,6 +134,7 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
         log_level: job.log_level,
         worker: &run.settings.endpoint.worker,
         gpus: &job.gpus,
+        attempt: run.attempt(),
         task_env: &task_env(run),
         python_path: "",
     };
@@ -147,6 +153,11 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
     let env = job_env::job_environment(&job.inherited, &told);
 
     let handover = handover(&run.task.id, &start.shown, &installed.summary);
+    let versions = Versions {
+        python: environment.interpreter.as_ref().map(|i| i.full_version()),
+        commit: sources.commit.clone(),
+        ..Versions::default()
+    };
     let commit = sources.commit.filter(|_| script.version_num.is_empty());
     Ok(Prepared {
         command: process::Command {
@@ -160,6 +171,7 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
             requirements: installed.requirements_to_record,
             commit,
         },
+        versions,
     })
 }
 

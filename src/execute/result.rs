@@ -10,6 +10,7 @@ use super::timeline::Timeline;
 use crate::api::tasks::FinalStatus;
 use crate::journal::{Amount, Receipt};
 use crate::mask::Masked;
+use crate::process::{Ended, Usage};
 
 /// Why a run ended as it did: what a scheduler decides on. Names stay; new ones may come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -19,14 +20,16 @@ pub enum Reason {
     Completed,
     /// The script ended with another code.
     Failed,
-    /// A signal that is not the agent's ended the script.
-    Signalled,
     /// The agent got a signal and stopped the run.
     Interrupted,
     /// Stopped on the server: aborted, reset, or deleted there.
     Aborted,
     /// `--timeout`.
     Timeout,
+    /// A batch system wanted its machine back.
+    Preempted,
+    /// Another rank of several failed.
+    RankFailed,
     /// The task asks for something that nobody can run.
     TaskInvalid,
     CheckoutFailed,
@@ -38,6 +41,8 @@ pub enum Reason {
     NotQueued,
     /// `--require-queue`, and another agent was faster.
     TakenByAnother,
+    /// `--require-queue`, and the task has ended.
+    AlreadyEnded,
     NotFound,
     /// The task is published.
     ReadOnly,
@@ -47,6 +52,11 @@ pub enum Reason {
     Refused,
     ConfigInvalid,
     LogFileFailed,
+    /// `agent.gpu_health_check` refused: a GPU of this machine is not well.
+    NodeUnfit,
+    /// The script failed, and why is known: the word for its [`crate::process::death::Death`].
+    #[serde(untagged)]
+    Died(&'static str),
 }
 
 impl From<&Outcome> for Reason {
@@ -54,10 +64,12 @@ impl From<&Outcome> for Reason {
         match outcome {
             Outcome::Exited { code: 0 } => Reason::Completed,
             Outcome::Exited { .. } => Reason::Failed,
-            Outcome::Signalled { .. } => Reason::Signalled,
+            Outcome::Died { death, .. } => Reason::Died(death.kind()),
             Outcome::Stopped(StopCause::Signal(_)) => Reason::Interrupted,
             Outcome::Stopped(StopCause::Server { .. }) => Reason::Aborted,
             Outcome::Stopped(StopCause::Timeout { .. }) => Reason::Timeout,
+            Outcome::Stopped(StopCause::Preempted { .. }) => Reason::Preempted,
+            Outcome::Stopped(StopCause::Rank { .. }) => Reason::RankFailed,
             Outcome::Failed { stage, .. } => match stage {
                 Stage::Task => Reason::TaskInvalid,
                 Stage::Checkout => Reason::CheckoutFailed,
@@ -74,6 +86,9 @@ impl From<&Outcome> for Reason {
 pub struct RunResult<'a> {
     /// The task that was run: the copy, with `--clone`.
     pub task: String,
+    /// Counted from 1: more where this went on with an attempt that was broken off. Null where the task
+    /// was not taken.
+    pub attempt: Option<u32>,
     /// Null where the configuration was not understood, or the task not taken.
     pub worker: Option<String>,
     /// What the task's status was set to; null where the task was not taken.
@@ -86,8 +101,30 @@ pub struct RunResult<'a> {
     /// How the script ended, where it was started and was not stopped.
     pub script: Script,
     pub times: &'a Timeline,
+    /// Of the script and everything that it started; null where it was not started.
+    pub usage: Option<Usage>,
     pub log: Option<Log>,
-    pub agent_version: &'static str,
+    pub versions: Versions,
+}
+
+/// What took part in the run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Versions {
+    pub agent: &'static str,
+    /// The script's Python; null where it has none, or was not started.
+    pub python: Option<String>,
+    /// The commit that was checked out.
+    pub commit: Option<String>,
+}
+
+impl Default for Versions {
+    fn default() -> Self {
+        Self {
+            agent: env!("CARGO_PKG_VERSION"),
+            python: None,
+            commit: None,
+        }
+    }
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -99,11 +136,18 @@ pub struct Script {
 impl From<&Outcome> for Script {
     fn from(outcome: &Outcome) -> Self {
         match outcome {
-            Outcome::Exited { code } => Script {
+            Outcome::Exited { code }
+            | Outcome::Died {
+                ended: Ended::Exited { code },
+                ..
+            } => Script {
                 exit_code: Some(*code),
                 signal: None,
             },
-            Outcome::Signalled { signal } => Script {
+            Outcome::Died {
+                ended: Ended::Signalled { signal },
+                ..
+            } => Script {
                 exit_code: None,
                 signal: Some(*signal),
             },

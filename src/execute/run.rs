@@ -4,30 +4,37 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::claim::{self, Claimed};
+use super::batch;
+use super::claim::{self, Claimed, Mode, Ready, Refused, Taking};
 use super::follow::follow;
-use super::job_env::Variables;
+use super::health;
+use super::job_env::{Attempt, Variables};
+use super::node;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause, Verdict};
 use super::prepare;
-use super::result::{Log, Reason, ResultFile, RunResult, Script};
+use super::result::{Log, Reason, ResultFile, RunResult, Script, Versions};
 use super::run_dir::RunDir;
 use super::settings::{self, Monitoring, Settings};
 use super::stop::Stop;
 use super::timeline::{Phase, Timeline};
 use super::watch::watch;
-use crate::api::tasks::{self, StatusNote, StatusWrite};
-use crate::api::{Session, workers};
-use crate::cli::{ExecuteArgs, GlobalArgs};
+use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
+use crate::api::{self, Session, workers};
+use crate::cli::{ExecuteArgs, GlobalArgs, IfDone};
 use crate::console::Console;
 use crate::journal::{self, Journal, Receipt, Upload};
 use crate::mask::{Mask, Secrets};
 use crate::monitor;
-use crate::process;
+use crate::process::guard::Guard;
+use crate::process::{self, Usage};
 use crate::task::Task;
 
 /// A server that takes longer is worth a word.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// What the final status may take at least, however short `--drain-timeout` is.
+const STATUS_LIMIT: Duration = Duration::from_secs(5);
 
 /// What every step of a claimed run needs.
 pub(super) struct Run {
@@ -38,15 +45,58 @@ pub(super) struct Run {
     pub journal: Journal,
     pub stop: Stop,
     pub timeline: Arc<Timeline>,
+    /// The job, for the monitor.
+    pub script: monitor::Script,
+    /// Counted from 1.
+    attempt: u32,
+    /// How the attempt before ended.
+    former_end: Option<String>,
+}
+
+impl Run {
+    /// What the script is told of earlier attempts.
+    pub fn attempt(&self) -> Attempt<'_> {
+        Attempt {
+            number: self.attempt,
+            former_end: self.former_end.as_deref(),
+            last_iteration: self.task.last_iteration,
+        }
+    }
 }
 
 /// How a claimed run ended, and what was told of it.
 struct Ending {
     task: String,
+    attempt: u32,
     worker: String,
     outcome: Outcome,
     verdict: Verdict,
+    /// `None` where the status is another rank's to write.
+    status: Option<FinalStatus>,
     receipt: Receipt,
+    usage: Option<Usage>,
+    versions: Versions,
+}
+
+/// What a run came to, before it is told.
+struct Ran {
+    outcome: Outcome,
+    /// To be removed.
+    run_dir: Option<RunDir>,
+    usage: Option<Usage>,
+    versions: Versions,
+}
+
+impl From<Outcome> for Ran {
+    /// Nothing ran.
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            run_dir: None,
+            usage: None,
+            versions: Versions::default(),
+        }
+    }
 }
 
 /// `clearml-agent execute`; gives the exit code.
@@ -65,13 +115,17 @@ pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask
     timeline.mark(Phase::Finished);
     let exit_code = match &ended {
         Ok(ending) => ending.verdict.exit_code,
+        Err(NotRun::Refused(ended @ Refused::Ended { .. })) if args.if_done == IfDone::Ok => {
+            eprintln!("clearml-agent: {}", mask.mask(&ended.to_string()));
+            0
+        }
         Err(not_run) => {
             eprintln!("clearml-agent: {}", mask.mask(&not_run.to_string()));
             not_run.exit_code()
         }
     };
     if let Some(file) = result_file
-        && let Err(error) = file.write(&result(&args.id, &ended, exit_code, &timeline, mask))
+        && let Err(error) = file.write(&result(&args, &ended, exit_code, &timeline, mask))
     {
         let path = file.path().display();
         eprintln!("clearml-agent: the result file {path} is not written: {error}");
@@ -80,34 +134,39 @@ pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask
 }
 
 fn result<'a>(
-    asked_for: &str,
+    args: &ExecuteArgs,
     ended: &Result<Ending, NotRun>,
     exit_code: u8,
     times: &'a Timeline,
     mask: &Mask,
 ) -> RunResult<'a> {
-    let (task, worker, status, reason, message, script, log) = match ended {
+    let (task, worker, status, reason, message, script, log, usage, versions) = match ended {
         Ok(ending) => (
             ending.task.clone(),
             Some(ending.worker.clone()),
-            Some(ending.verdict.status),
+            ending.status,
             Reason::from(&ending.outcome),
             ending.verdict.reason.clone(),
             Script::from(&ending.outcome),
             Some(Log::from(&ending.receipt)),
+            ending.usage,
+            ending.versions.clone(),
         ),
         Err(not_run) => (
-            asked_for.to_owned(),
+            args.id.clone().unwrap_or_default(),
             None,
             None,
             not_run.reason(),
             mask.mask(&not_run.to_string()),
             Script::default(),
             None,
+            None,
+            Versions::default(),
         ),
     };
     RunResult {
         task,
+        attempt: ended.as_ref().ok().map(|ending| ending.attempt),
         worker,
         status,
         reason,
@@ -115,8 +174,9 @@ fn result<'a>(
         exit_code,
         script,
         times,
+        usage,
         log,
-        agent_version: env!("CARGO_PKG_VERSION"),
+        versions,
     }
 }
 
@@ -160,7 +220,12 @@ async fn attempt(
             too_short.join(", ")
         ));
     }
-    match take(&settings, &stop, &console).await {
+    let fit = health::check(&settings.monitor, &stop, &console).await;
+    let taken = match fit {
+        Ok(()) => take(&settings, &stop, &console).await,
+        Err(unfit) => Err(unfit),
+    };
+    match taken {
         Ok((session, claimed)) => {
             Ok(carry_out(claimed, settings, session, journal, stop, timeline).await)
         }
@@ -178,19 +243,29 @@ async fn take(
     stop: &Stop,
     console: &Console,
 ) -> Result<(Session, Claimed), NotRun> {
+    let taking = Taking {
+        mode: settings.mode,
+        worker: &settings.endpoint.worker,
+        run: &settings.run,
+        claimant: settings.claimant.as_ref(),
+    };
+    let spoken = std::sync::atomic::AtomicBool::new(false);
     let asking = async {
         let session = Session::login(&settings.endpoint)
             .await
             .map_err(NotRun::Login)?;
-        let task = claim::fetch(&session, &settings.task).await?;
+        spoken.store(true, std::sync::atomic::Ordering::Relaxed);
+        let task = when_ready(&session, settings, &taking, console).await?;
         Ok((session, task))
     };
     let patience = async {
         tokio::time::sleep(SILENCE).await;
-        console.say(format!(
-            "Waiting for the API server {}",
-            settings.endpoint.api_server
-        ));
+        if !spoken.load(std::sync::atomic::Ordering::Relaxed) {
+            console.say(format!(
+                "Waiting for the API server {}",
+                settings.endpoint.api_server
+            ));
+        }
         std::future::pending().await
     };
     let (session, task) = tokio::select! {
@@ -198,16 +273,63 @@ async fn take(
         never = patience => never,
         cause = stop.requested() => Err(interrupted(&cause)),
     }?;
-    let worker = &settings.endpoint.worker;
-    let claimed = claim::claim(&session, task, settings.mode, worker, console).await?;
+    let claimed = claim::claim(&session, task, &taking, console).await?;
     Ok((session, claimed))
 }
 
-fn interrupted(cause: &StopCause) -> NotRun {
+/// How long the other ranks wait for the first to take the task, at least.
+const FIRST_RANK_LIMIT: Duration = Duration::from_secs(300);
+
+/// The task, as soon as it can be taken.
+async fn when_ready(
+    session: &Session,
+    settings: &Settings,
+    taking: &Taking<'_>,
+    console: &Console,
+) -> Result<Task, Refused> {
+    let (patience, shortest) = match taking.mode {
+        Mode::AfterFirst => (settings.wait.max(FIRST_RANK_LIMIT), 0.5),
+        _ => (settings.wait, 2.0),
+    };
+    let begin = tokio::time::Instant::now();
+    // Many wait for the same server: they are not to ask in step, and ever more seldom.
+    let mut pause = Duration::from_secs_f64(shortest);
+    let mut told = false;
+    let runs_here =
+        |claim: &str| journal::runs(&settings.journal.dir, settings.config.machine(), claim);
+    loop {
+        let task = claim::fetch(session, &settings.task).await?;
+        let why = match claim::ready(&task, taking, runs_here) {
+            Ready::Now => return Ok(task),
+            Ready::Never(why) => return Err(why),
+            Ready::Later(why) => why,
+        };
+        let left = patience.saturating_sub(begin.elapsed());
+        if left.is_zero() {
+            return Err(why);
+        }
+        if !told {
+            told = true;
+            console.say(format!(
+                "Waiting for task {} (its status is {}), for {} s at most",
+                task.id,
+                task.status,
+                patience.as_secs()
+            ));
+        }
+        tokio::time::sleep(pause.mul_f64(0.5 + api::random()).min(left)).await;
+        pause = (pause * 3 / 2).min(Duration::from_secs(15));
+    }
+}
+
+pub(super) fn interrupted(cause: &StopCause) -> NotRun {
     match cause {
         StopCause::Signal(signal) => NotRun::Interrupted(*signal),
         StopCause::Timeout { .. } => NotRun::Timeout(cause.to_string()),
-        StopCause::Server { what } => NotRun::Agent(what.clone()),
+        // These come after the claim.
+        StopCause::Server { .. } | StopCause::Preempted { .. } | StopCause::Rank { .. } => {
+            NotRun::Agent(cause.to_string())
+        }
     }
 }
 
@@ -233,68 +355,99 @@ async fn carry_out(
         session: session.clone(),
         stop: stop.clone(),
         timeline,
+        script: monitor::Script::default(),
+        attempt: claimed.attempt,
+        former_end: claimed.former_end.clone(),
         settings,
     });
     let id = run.task.id.clone();
     let monitoring = run.settings.monitoring;
+    let guard = Guard::start(&run.settings.run)
+        .inspect_err(|error| tracing::debug!(%error, "no guard"))
+        .ok();
+    let rank = run.settings.rank;
+    let claiming = if rank == 0 {
+        journal.answer_for(&journal::Held {
+            server: session.host(),
+            task: &id,
+            worker: &worker,
+            claim: &run.settings.run,
+            former_worker: run.task.last_worker.as_deref(),
+        });
+        // Beside all else: until the server has it, a killed agent's task has to wait for its user.
+        Some(tokio::spawn(record_claim(run.clone())))
+    } else {
+        run.console.say(format!(
+            "Rank {rank} of several (RANK, SLURM_PROCID): the task's status and packages are rank 0's to write"
+        ));
+        None
+    };
     if monitoring != Monitoring::Off {
         journal.connect(Upload {
             session: session.clone(),
             task: id.clone(),
             worker: worker.clone(),
+            mark: node::log_mark(&run.settings.job.inherited, rank),
         });
     }
-    let monitor = (monitoring != Monitoring::Off).then(|| {
-        monitor::start(monitor::Report {
-            session: session.clone(),
-            worker: worker.clone(),
-            task: id.clone(),
-            disk_path: run.settings.disk.clone(),
-            timing: monitor::Timing::default(),
-        })
-    });
+    let monitor = (monitoring != Monitoring::Off).then(|| monitor::start(run.report()));
     let watching = tokio::spawn(watch(session.clone(), id.clone(), stop.clone()));
 
     // A task of its own: a defect that panics in there still ends here, with a status.
-    let (outcome, run_dir) = tokio::spawn(prepare_and_follow(run.clone()))
+    let ran = tokio::spawn(prepare_and_follow(run.clone()))
         .await
         .unwrap_or_else(|panic| {
             let outcome = Outcome::Failed {
                 stage: Stage::Agent,
                 cause: format!("a defect of the agent, please report it: {panic}"),
             };
-            (outcome, None)
+            Ran::from(outcome)
         });
+    let Ran {
+        outcome,
+        run_dir,
+        usage,
+        versions,
+    } = ran;
     watching.abort();
+    // Nothing of the run is left.
+    drop(guard);
     let clean_up = tokio::task::spawn_blocking(move || drop(run_dir));
+    let outcome = batch::of_the_job(&run, outcome).await;
 
-    if !matches!(outcome, Outcome::Exited { .. } | Outcome::Signalled { .. }) {
+    if !outcome.is_of_script() {
         journal.release_setup();
     }
     let mut verdict = outcome.verdict(&run.settings.mask);
     if hides_exit_code(&run.settings, &outcome) {
         verdict.exit_code = 0;
     }
-    run.console.say(verdict.last_line.as_str());
-    let receipt = journal.finish(run.settings.journal.drain).await;
+    run.script.ended();
+    let last_line = verdict.last_line.as_str();
+    run.console
+        .say(format!("{last_line}{}", node::suffix(rank)));
+    let kept = batch::is_kept(&outcome);
+    let status = (rank == 0 && !kept).then_some(verdict.status);
+    if kept {
+        journal.status_is_told();
+    }
+    if let Some(status) = status {
+        journal.will_end(&journal::Ending {
+            status,
+            reason: verdict.reason.as_str().to_owned(),
+        });
+    }
+    let receipt = journal.clone().finish(run.settings.journal.drain).await;
     run.timeline.mark(Phase::LogSent);
     if monitoring != Monitoring::Off {
         eprintln!("clearml-agent: {}", receipt.words());
     }
-    let message = claim::changed_by(&worker);
-    let note = StatusNote {
-        reason: verdict.reason.as_str(),
-        message: &message,
-    };
-    match tasks::finish(&session, &id, verdict.status, note).await {
-        Ok(StatusWrite::Written) => {}
-        Ok(StatusWrite::NotFromHere { message }) => eprintln!(
-            "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
-        ),
-        Err(error) => eprintln!(
-            "clearml-agent: the task's status could not be written ({}): {error}",
-            verdict.reason
-        ),
+    if let Some(status) = status {
+        write_status(&run, status, &verdict).await;
+    }
+    batch::hand_on(&run, &outcome, &verdict).await;
+    if let Some(claiming) = claiming {
+        claiming.abort();
     }
     if let Some(monitor) = monitor {
         monitor.stop().await;
@@ -307,10 +460,62 @@ async fn carry_out(
     }
     Ending {
         task: id,
+        attempt: run.attempt,
         worker,
         outcome,
         verdict,
+        status,
         receipt,
+        usage,
+        versions,
+    }
+}
+
+/// Says in the task's runtime by which claim it runs, and, where the run is supervised, on which
+/// machine, as the Python agent does then.
+async fn record_claim(run: Arc<Run>) {
+    let attempt = run.attempt.to_string();
+    let mut more = Vec::new();
+    if run.settings.claimant.is_none() {
+        more.push((tasks::CLAIM, run.settings.run.as_str()));
+        more.push((claim::ATTEMPT, &attempt));
+        more.extend(run.former_end.is_some().then_some((claim::PREEMPTED, "")));
+    }
+    if run.settings.monitoring == Monitoring::Full {
+        more.push(("_exec_agent_hostname", run.settings.config.machine()));
+    }
+    if let Err(error) = tasks::add_to_runtime(&run.session, &run.task.id, &more).await {
+        tracing::debug!(%error, "the claim is not recorded");
+    }
+}
+
+/// What cannot be written now, the journal keeps.
+async fn write_status(run: &Run, status: FinalStatus, verdict: &Verdict) {
+    let message = claim::changed_by(&run.settings.endpoint.worker);
+    let note = StatusNote {
+        reason: verdict.reason.as_str(),
+        message: &message,
+    };
+    let limit = run.settings.journal.drain.max(STATUS_LIMIT);
+    let told = tokio::select! {
+        told = tasks::finish(&run.session, &run.task.id, status, note) => {
+            told.map_err(|error| error.to_string())
+        }
+        () = tokio::time::sleep(limit) => Err(format!("no answer within {} s", limit.as_secs())),
+    };
+    match told {
+        Ok(StatusWrite::Written) => run.journal.status_is_told(),
+        Ok(StatusWrite::NotFromHere { message }) => {
+            run.journal.status_is_told();
+            eprintln!(
+                "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
+            );
+        }
+        Err(error) => eprintln!(
+            "clearml-agent: the task's status could not be written ({}): {error}\n  \
+             `clearml-agent sync`, or the next run on this machine, writes it",
+            verdict.reason
+        ),
     }
 }
 
@@ -335,12 +540,12 @@ fn secrets_of(task: &Task, task_env: bool, secrets: &mut Secrets) {
 fn hides_exit_code(settings: &Settings, outcome: &Outcome) -> bool {
     !settings.propagate_exit_code
         && settings.monitoring == Monitoring::Full
-        && matches!(outcome, Outcome::Exited { .. } | Outcome::Signalled { .. })
+        && outcome.is_of_script()
 }
 
 /// Code and environment, then the script to its end. The folder is given back to be removed beside
 /// the last calls.
-async fn prepare_and_follow(run: Arc<Run>) -> (Outcome, Option<RunDir>) {
+async fn prepare_and_follow(run: Arc<Run>) -> Ran {
     let runs_dir = &run.settings.runs_dir;
     let run_dir = match RunDir::create(runs_dir, &run.task.id) {
         Ok(run_dir) => run_dir,
@@ -352,12 +557,23 @@ async fn prepare_and_follow(run: Arc<Run>) -> (Outcome, Option<RunDir>) {
                     runs_dir.display()
                 ),
             };
-            return (outcome, None);
+            return outcome.into();
         }
     };
-    let outcome = match prepare::prepare(&run, &run_dir).await {
-        Ok(prepared) => follow(&run, prepared).await,
-        Err(outcome) => outcome,
+    let ran = match prepare::prepare(&run, &run_dir).await {
+        Ok(prepared) => {
+            let versions = prepared.versions.clone();
+            let (outcome, usage) = follow(&run, prepared).await;
+            Ran {
+                usage,
+                versions,
+                ..Ran::from(outcome)
+            }
+        }
+        Err(outcome) => outcome.into(),
     };
-    (outcome, Some(run_dir))
+    Ran {
+        run_dir: Some(run_dir),
+        ..ran
+    }
 }

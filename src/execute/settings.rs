@@ -6,13 +6,17 @@ use std::time::Duration;
 
 use super::abort_callback::Callback;
 use super::claim::Mode;
-use super::job_env::{Gpus, Variables};
+use super::job_env::{self, Gpus, Variables};
+use super::monitoring::MonitorSettings;
+use super::node;
 use super::outcome::exit;
+use super::scheduler::{self, Batch, Claimant};
+use super::worker_place::{self, Place};
 use crate::api::{Endpoint, Trust};
-use crate::cli::{ExecuteArgs, GlobalArgs, LogLevel};
+use crate::cli::{self, ExecuteArgs, GlobalArgs, LogLevel, OnPreempt};
 use crate::config::{self, Config, ConfigError, Lookup};
 use crate::mask::Mask;
-use crate::process::signal;
+use crate::process::{guard, signal};
 use crate::python;
 use crate::secret::Secret;
 use crate::source::GitCredentials;
@@ -21,9 +25,20 @@ use crate::source::GitCredentials;
 #[derive(Debug)]
 pub struct Settings {
     pub task: String,
+    /// Who claims it, where that is a job that may be started again.
+    pub claimant: Option<Claimant>,
+    /// How long to wait for a task that can be taken later.
+    pub wait: Duration,
+    /// The id of this run of it: its claim, and the mark of its processes.
+    pub run: String,
     pub mode: Mode,
     pub endpoint: Endpoint,
     pub monitoring: Monitoring,
+    pub monitor: MonitorSettings,
+    /// Of several nodes that run the task, which this is.
+    pub rank: u32,
+    /// The worker's id is this run's alone (`--full-monitoring`).
+    pub place: Option<Place>,
     pub log_file: Option<PathBuf>,
     pub job: JobSettings,
     pub git: GitSettings,
@@ -36,8 +51,6 @@ pub struct Settings {
     pub propagate_exit_code: bool,
     /// `agent.suppress_carriage_return`.
     pub suppress_carriage_return: bool,
-    /// `agent.resource_monitoring.disk_use_path`, or the home folder.
-    pub disk: PathBuf,
     pub config: Config,
     /// What is hidden wherever something leaves the agent.
     pub mask: Mask,
@@ -66,12 +79,27 @@ pub struct JobSettings {
     pub task_env: bool,
 }
 
+impl StopSettings {
+    /// How long a script has to end; `None`: as long as Slurm leaves it.
+    pub fn grace(&self) -> Option<Duration> {
+        let in_slurm = matches!(self.batch, Some(Batch::Slurm { .. }));
+        self.given_grace.or((!in_slurm).then_some(GRACE))
+    }
+}
+
+/// `--grace` where nobody says otherwise.
+pub const GRACE: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 pub struct StopSettings {
     /// What the script is sent first (`agent.stop_signal`).
     pub signal: i32,
-    /// How long it has then (`--grace`).
-    pub grace: Duration,
+    /// How long it has then, where `--grace` says so.
+    given_grace: Option<Duration>,
+    /// What becomes of the task when a machine is wanted back; `None`: SIGTERM is a signal like others.
+    pub on_preempt: Option<OnPreempt>,
+    /// The batch system.
+    pub batch: Option<Batch>,
     /// How long the whole run may take (`--timeout`).
     pub timeout: Option<Duration>,
     /// `CLEARML_AGENT_ABORT_CALLBACK_CMD`.
@@ -116,6 +144,9 @@ pub enum SettingsError {
         option: &'static str,
         instead: &'static str,
     },
+    /// The command line is wrong, in a way that clap cannot see.
+    #[error("{0}")]
+    Usage(String),
     #[error("{0}")]
     Value(String),
     #[error(transparent)]
@@ -125,7 +156,7 @@ pub enum SettingsError {
 impl SettingsError {
     pub fn exit_code(&self) -> u8 {
         match self {
-            SettingsError::NotBuilt { .. } => exit::USAGE,
+            SettingsError::NotBuilt { .. } | SettingsError::Usage(_) => exit::USAGE,
             SettingsError::Value(_) | SettingsError::Config(_) => exit::CONFIG,
         }
     }
@@ -139,6 +170,7 @@ pub fn resolve(
     mask: &Mask,
 ) -> Result<Settings, SettingsError> {
     refuse_what_is_not_built(args)?;
+    let task = task(args, &env)?;
     let home = env.get("HOME").filter(|h| !h.is_empty()).map(PathBuf::from);
     let config = config::load(&Lookup {
         config_file: global.config_file.as_deref(),
@@ -156,9 +188,22 @@ pub fn resolve(
     // What the script inherits, and with it every tool that is run for it.
     let mut inherited = env;
     inherited.extend(config.job_variables().clone());
+    let run = uuid::Uuid::new_v4().simple().to_string();
+    inherited.insert(guard::MARK.into(), run.clone());
     let stop = stop_settings(args, &config, &mut inherited)?;
     let gpus = Gpus::from_flags(args.gpus.as_deref(), args.cpu_only);
-    let worker = config.worker_id();
+    let rank = node::rank(&inherited);
+    let place = (monitoring(args) == Monitoring::Full).then(|| {
+        let id = config.text("agent.worker_id");
+        let name = config.text("agent.worker_name");
+        let name = name.as_deref().unwrap_or(config.machine());
+        let env = job_env::with_gpus(&inherited, &gpus);
+        worker_place::take(id.as_deref(), name, &env)
+    });
+    let worker = match &place {
+        Some(place) => place.id.clone(),
+        None => config.worker_id(),
+    };
     let endpoint = config.endpoint(&worker)?;
     let vcs_cache = config.flag("agent.vcs_cache.enabled")?.unwrap_or(true);
     let folder = |key: &'static str| {
@@ -168,9 +213,15 @@ pub fn resolve(
             .ok_or_else(|| no_folder(key))
     };
     Ok(Settings {
-        task: args.id.clone(),
-        mode: mode(args),
+        task,
+        claimant: scheduler::claimant(&inherited),
+        wait: Duration::from_secs(args.wait),
+        run,
+        mode: mode(args, rank)?,
         monitoring: monitoring(args),
+        monitor: MonitorSettings::read(&config, &inherited, &gpus, home)?,
+        rank,
+        place,
         log_file: args.log_file.as_deref().map(absolute),
         git: GitSettings {
             credentials: git_credentials(args, &config),
@@ -196,10 +247,6 @@ pub fn resolve(
             .get("CLEARML_AGENT_PROPAGATE_EXITCODE")
             .and_then(|value| config::bool_of(value))
             .unwrap_or(true),
-        disk: config
-            .path("agent.resource_monitoring.disk_use_path")
-            .or(home)
-            .unwrap_or_else(|| PathBuf::from("/")),
         job: JobSettings {
             gpus,
             log_level: args.log_level,
@@ -251,9 +298,14 @@ fn stop_settings(
         }
     };
     let limit = config.number(LIMIT)?.unwrap_or(1800.0);
+    let batch = scheduler::batch(inherited);
     Ok(StopSettings {
         signal,
-        grace: Duration::from_secs(args.grace),
+        given_grace: args.grace.map(Duration::from_secs),
+        on_preempt: args
+            .on_preempt
+            .or(batch.is_some().then_some(OnPreempt::Stop)),
+        batch,
         timeout: args.timeout.map(Duration::from_secs),
         callback,
         callback_limit: Duration::try_from_secs_f64(limit)
@@ -300,12 +352,63 @@ fn python_settings(
     Ok(settings)
 }
 
-fn mode(args: &ExecuteArgs) -> Mode {
-    match (args.require_queue, args.clone) {
+/// `--id`, the line of `--id-file` that is this job's, or `CLEARML_TASK_ID`.
+fn task(args: &ExecuteArgs, env: &Variables) -> Result<String, SettingsError> {
+    if let Some(id) = &args.id {
+        return Ok(id.clone());
+    }
+    let Some(file) = &args.id_file else {
+        let id = env
+            .get("CLEARML_TASK_ID")
+            .filter(|id| !id.trim().is_empty());
+        let id = id.ok_or_else(|| {
+            SettingsError::Usage(
+                "which task? Give --id TASK_ID, --id-file FILE, or CLEARML_TASK_ID".into(),
+            )
+        })?;
+        return cli::task_id(id)
+            .map_err(|why| SettingsError::Usage(format!("CLEARML_TASK_ID is {id:?}: {why}")));
+    };
+    let path = file.display();
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        SettingsError::Usage(format!("cannot read {path} (--id-file): {error}"))
+    })?;
+    let lines: Vec<&str> = text.lines().collect();
+    let filled = lines.iter().filter(|line| !line.trim().is_empty()).count();
+    let number = match scheduler::line(env) {
+        Some(number) => number.map_err(SettingsError::Usage)?,
+        None if filled == 1 => 1 + lines.iter().position(|l| !l.trim().is_empty()).unwrap_or(0),
+        None => {
+            return Err(SettingsError::Usage(format!(
+                "{path} (--id-file) has {filled} task ids, and neither SLURM_ARRAY_TASK_ID nor \
+                 JOB_COMPLETION_INDEX says which is this job's"
+            )));
+        }
+    };
+    let line = lines
+        .get(number - 1)
+        .map(|line| line.trim())
+        .unwrap_or_default();
+    cli::task_id(line).map_err(|why| {
+        SettingsError::Usage(format!(
+            "line {number} of {path} (--id-file) is {line:?}: {why}"
+        ))
+    })
+}
+
+fn mode(args: &ExecuteArgs, rank: u32) -> Result<Mode, SettingsError> {
+    if rank > 0 && args.clone {
+        return Err(SettingsError::Value(format!(
+            "this is rank {rank} of several (RANK, SLURM_PROCID), and --clone would make a copy for each: \
+             copy the task first and give all of them its id"
+        )));
+    }
+    Ok(match (args.require_queue, args.clone) {
+        _ if rank > 0 => Mode::AfterFirst,
         (true, _) => Mode::FromQueue,
         (false, true) => Mode::Clone,
         (false, false) => Mode::Any,
-    }
+    })
 }
 
 fn monitoring(args: &ExecuteArgs) -> Monitoring {

@@ -4,11 +4,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::outcome::StopCause;
-use crate::process::signal::{HUP, INT, TERM};
+use crate::process::signal::{HUP, INT, TERM, USR1, USR2};
 
 /// A cheap handle on the run's stop request.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +17,24 @@ pub struct Stop {
     cause: Arc<OnceLock<StopCause>>,
     /// Asked a second time.
     hurry: CancellationToken,
+    notices: Arc<Notices>,
+}
+
+/// Signals that are for the script: notices that a scheduler gives some time before it stops a job.
+#[derive(Debug)]
+struct Notices {
+    tell: mpsc::UnboundedSender<i32>,
+    arrived: Mutex<mpsc::UnboundedReceiver<i32>>,
+}
+
+impl Default for Notices {
+    fn default() -> Self {
+        let (tell, arrived) = mpsc::unbounded_channel();
+        Self {
+            tell,
+            arrived: Mutex::new(arrived),
+        }
+    }
 }
 
 /// Signals this close together are one request: schedulers and terminals send one to the agent and to
@@ -40,6 +58,13 @@ impl Stop {
                 while arrivals.recv().await.is_some() && tell.send(number).is_ok() {}
             });
         }
+        for number in [USR1, USR2] {
+            let mut arrivals = signal(SignalKind::from_raw(number))?;
+            let notices = stop.notices.clone();
+            tokio::spawn(async move {
+                while arrivals.recv().await.is_some() && notices.tell.send(number).is_ok() {}
+            });
+        }
         let asked = stop.clone();
         tokio::spawn(async move {
             while let Some(number) = arrived.recv().await {
@@ -56,6 +81,15 @@ impl Stop {
             self.hurry.cancel();
         }
         self.request(StopCause::Signal(number));
+    }
+
+    /// The next signal that is to be passed on as it is (SIGUSR1, SIGUSR2): `#SBATCH --signal=USR1@300`.
+    pub async fn notice(&self) -> i32 {
+        match self.notices.arrived.lock().await.recv().await {
+            Some(number) => number,
+            // Both ends live as long as this.
+            None => std::future::pending().await,
+        }
     }
 
     /// Resolves when somebody does not want to wait: a signal after the stop was asked for.

@@ -12,6 +12,10 @@ use serde::ser::SerializeMap as _;
 pub enum Phase {
     Started,
     Claimed,
+    /// The code is there, its changes applied.
+    CodeReady,
+    /// All packages are installed.
+    EnvironmentReady,
     ScriptStarted,
     ScriptEnded,
     /// The log is on the server, or kept.

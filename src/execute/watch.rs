@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::claim::FAILED_RANK;
 use super::outcome::StopCause;
 use super::stop::Stop;
 use crate::api::tasks::{self, Standing};
@@ -29,6 +30,10 @@ pub async fn watch(session: Arc<Session>, task: String, stop: Stop) {
         }
         match tasks::standing(&session, &task).await {
             Ok(standing) => {
+                if let Some(what) = standing.as_ref().and_then(failed_rank) {
+                    stop.request(StopCause::Rank { what });
+                    return;
+                }
                 if let Some(what) = reads_as_stop(standing.as_ref(), &mut taken_away) {
                     stop.request(StopCause::Server { what });
                     return;
@@ -45,6 +50,12 @@ pub async fn watch(session: Arc<Session>, task: String, stop: Stop) {
             }
         }
     }
+}
+
+/// A rank of several that failed, in words.
+pub(super) fn failed_rank(standing: &Standing) -> Option<String> {
+    let failed = standing.runtime.get(FAILED_RANK)?.as_str()?;
+    (!failed.is_empty()).then(|| failed.to_owned())
 }
 
 /// What in a task's standing means that it is to stop, in words; `taken_away` counts the looks in a
@@ -78,6 +89,16 @@ fn reads_as_stop(standing: Option<&Standing>, taken_away: &mut u32) -> Option<St
 mod tests {
     use super::*;
 
+    fn standing(status: Status, message: Option<&str>) -> Standing {
+        Standing {
+            status,
+            status_message: message.map(str::to_owned),
+            last_changed_by: None,
+            runtime: serde_json::Map::new(),
+            last_worker: None,
+        }
+    }
+
     #[test]
     fn an_abort_is_told_from_a_running_task() {
         for (status, message, stops) in [
@@ -95,11 +116,7 @@ mod tests {
             (Status::Completed, None, false),
             (Status::Created, None, false),
         ] {
-            let standing = Standing {
-                status,
-                status_message: message.map(str::to_owned),
-                last_changed_by: None,
-            };
+            let standing = standing(status, message);
             let said = reads_as_stop(Some(&standing), &mut 0);
             assert_eq!(said.is_some(), stops, "{standing:?}: {said:?}");
         }
@@ -108,16 +125,8 @@ mod tests {
 
     #[test]
     fn a_reset_counts_when_it_stays() {
-        let reset = Standing {
-            status: Status::Created,
-            status_message: None,
-            last_changed_by: None,
-        };
-        let running = Standing {
-            status: Status::InProgress,
-            status_message: None,
-            last_changed_by: None,
-        };
+        let reset = standing(Status::Created, None);
+        let running = standing(Status::InProgress, None);
         let mut count = 0;
         for standing in [&reset, &reset, &reset, &running, &reset, &reset, &reset] {
             assert_eq!(reads_as_stop(Some(standing), &mut count), None);

@@ -111,16 +111,18 @@ impl Batch {
     }
 
     /// The next packet: as many events as fit, at least one if there is any.
-    pub fn take_packet(&mut self, task: &str, worker: &str) -> Vec<Line> {
+    /// Each has `mark` before it.
+    pub fn take_packet(&mut self, task: &str, worker: &str, mark: &str) -> Vec<Line> {
         let mut lines = Vec::new();
         let mut size = 0;
         while let Some(event) = self.events.front() {
+            let marked = (!mark.is_empty()).then(|| format!("{mark}{}", event.text));
             let event_as_sent = LogEvent {
                 kind: "log",
                 level: "DEBUG",
                 task,
                 worker,
-                msg: &event.text,
+                msg: marked.as_deref().unwrap_or(&event.text),
                 timestamp: event.time,
             };
             // A struct of texts and a number is always JSON.
@@ -169,7 +171,7 @@ mod tests {
 
     fn packet(batch: &mut Batch) -> Vec<Value> {
         batch
-            .take_packet("t1", "w1")
+            .take_packet("t1", "w1", "")
             .iter()
             .map(|line| serde_json::from_slice(&line.json).unwrap())
             .collect()
@@ -237,7 +239,7 @@ mod tests {
         let mut all = String::new();
         let mut amount = Amount::default();
         while !batch.is_empty() {
-            let lines = batch.take_packet("t1", "w1");
+            let lines = batch.take_packet("t1", "w1", "");
             assert!(body(&lines).len() <= MOST_IN_A_PACKET);
             for line in lines {
                 let event: Value = serde_json::from_slice(&line.json).unwrap();
@@ -260,7 +262,7 @@ mod tests {
         assert_eq!(batch.take_without_text(), one(9));
         add(&mut batch, "x", 1);
         batch.add("", 2, one(4));
-        let lines = batch.take_packet("t", "w");
+        let lines = batch.take_packet("t", "w", "");
         assert_eq!(lines[0].amount, Amount { lines: 2, bytes: 5 });
     }
 }

@@ -19,6 +19,7 @@ mod receipt;
 mod shared;
 mod spool;
 pub mod sync;
+mod tail;
 mod uploader;
 
 use std::fs::File;
@@ -42,7 +43,8 @@ pub use frames::fuzzing::lines as fuzz_lines;
 use crate::console::Console;
 use crate::mask::Mask;
 use shared::Shared;
-use spool::{About, Reader};
+pub use spool::Ending;
+use spool::Reader;
 
 /// A prompt is shown when nothing has followed it for so long.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -68,6 +70,18 @@ pub struct Options {
     pub setup_to_server: bool,
     /// What is hidden before anything is kept.
     pub mask: Mask,
+}
+
+/// The task that a run holds, and by what.
+#[derive(Debug, Clone, Copy)]
+pub struct Held<'a> {
+    /// The API server's address.
+    pub server: &'a str,
+    pub task: &'a str,
+    pub worker: &'a str,
+    pub claim: &'a str,
+    /// The worker that had reported on the task before.
+    pub former_worker: Option<&'a str>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -173,13 +187,15 @@ impl Journal {
     pub fn connect(&self, upload: Upload) {
         let mut followers = self.followers();
         if followers.uploader.is_none() {
-            self.shared.want_upload(&About {
-                server: upload.session.host().to_owned(),
-                task: upload.task.clone(),
-                worker: upload.worker.clone(),
-                machine: self.machine.clone(),
-                fold: self.suppress_carriage_return,
+            self.shared.describe(|about| {
+                about.server = upload.session.host().to_owned();
+                about.task = upload.task.clone();
+                about.worker = upload.worker.clone();
+                about.machine = self.machine.clone();
+                about.fold = self.suppress_carriage_return;
+                about.log = true;
             });
+            self.shared.want_upload();
             followers.uploader = Some(tokio::spawn(uploader::run(
                 self.shared.clone(),
                 upload,
@@ -188,9 +204,42 @@ impl Journal {
         }
     }
 
+    /// From now on the journal answers for the task: whoever finds it after a crash sets the task's
+    /// status, if the claim is still the one by which the task is held.
+    pub fn answer_for(&self, held: &Held<'_>) {
+        self.shared.describe(|about| {
+            about.server = held.server.to_owned();
+            about.task = held.task.to_owned();
+            about.worker = held.worker.to_owned();
+            about.machine = self.machine.clone();
+            about.claim = Some(held.claim.to_owned());
+            about.former_worker = held.former_worker.map(str::to_owned);
+        });
+        self.shared.keep_for_status(true);
+    }
+
+    /// The status that is about to be written: if that fails, `sync` writes it.
+    pub fn will_end(&self, ending: &Ending) {
+        let ending = ending.shortened();
+        self.shared.describe(|about| about.ending = Some(ending));
+    }
+
+    /// The task's status is told: after [`Journal::finish`] the journal goes, unless the server still
+    /// misses a part of the output.
+    pub fn status_is_told(&self) {
+        self.shared.describe(|about| about.claim = None);
+        self.shared.keep_for_status(false);
+        end_of(&self.shared);
+    }
+
     /// What follows goes to the server always.
     pub fn job_started(&self) {
         self.shared.job_started();
+    }
+
+    /// The last hundred lines or so that were printed (not those of the agent), secrets masked.
+    pub fn last_lines(&self) -> Vec<String> {
+        self.shared.last_lines()
     }
 
     /// The set-up part goes to the server, too. Without effect once the job has started.
@@ -232,7 +281,7 @@ impl Journal {
     }
 
     /// Waits until terminal, log file and server have everything, at most for `limit`. The spool is
-    /// removed unless the server still misses a part of it. What is said on the console afterwards
+    /// removed unless the server still misses a part of it, or the task's status is still to be told. What is said on the console afterwards
     /// goes to the terminal alone.
     pub async fn finish(self, limit: Duration) -> Receipt {
         let deadline = Instant::now() + limit;
@@ -261,10 +310,15 @@ impl Journal {
     }
 }
 
+/// Whether an agent on this machine still runs by `claim`, as its journal in `dir` says.
+pub fn runs(dir: &std::path::Path, machine: &str, claim: &str) -> bool {
+    spool::is_held(dir, machine, claim)
+}
+
 /// What became of a journal that is closed; removes it unless something of it is still to be sent.
 fn end_of(shared: &Shared) -> Receipt {
     let receipt = shared.receipt();
-    if receipt.spool.is_none() {
+    if receipt.spool.is_none() && !shared.is_kept_for_status() {
         let path = shared.path();
         if let Err(error) = std::fs::remove_file(path) {
             tracing::debug!(path = %path.display(), %error, "spool not removed");

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::clock::Clock;
 use super::spool::{self, About, Left, Progress};
+use super::tail::Tail;
 use super::{Amount, Receipt};
 use crate::mask::{Mask, Masker};
 
@@ -38,6 +39,7 @@ struct State {
     masker: Masker,
     /// What came out of it, to be kept.
     masked: Vec<u8>,
+    tail: Tail,
     clock: Clock,
     /// The end of the last whole record.
     end: u64,
@@ -48,6 +50,8 @@ struct State {
     /// What of `produced` lies before the server's part.
     before_part: Amount,
     upload_wanted: bool,
+    about: About,
+    kept_for_status: bool,
     progress: Progress,
     /// Of the states in the file.
     turn: u64,
@@ -140,6 +144,7 @@ impl Shared {
                 spool,
                 masker: mask.masker(),
                 masked: Vec::new(),
+                tail: Tail::default(),
                 clock: Clock::new(),
                 end,
                 closed: false,
@@ -147,6 +152,8 @@ impl Shared {
                 at_line_start: true,
                 before_part: Amount::default(),
                 upload_wanted: false,
+                about: About::default(),
+                kept_for_status: false,
                 progress,
                 turn: 0,
                 readers: Vec::new(),
@@ -186,6 +193,7 @@ impl Shared {
         let mut masked = std::mem::take(&mut state.masked);
         step(&mut state.masker, &mut masked);
         self.write(&mut state, &masked);
+        state.tail.push(&masked);
         masked.clear();
         state.masked = masked;
         drop(state);
@@ -207,6 +215,11 @@ impl Shared {
         self.write(&mut state, text.as_bytes());
         drop(state);
         self.wake();
+    }
+
+    /// The last lines of what was printed, secrets masked.
+    pub fn last_lines(&self) -> Vec<String> {
+        self.state().tail.lines()
     }
 
     pub fn job_started(&self) {
@@ -234,14 +247,29 @@ impl Shared {
         self.wake();
     }
 
-    /// The output is for a server; `about` says which, so that others can send it after a crash.
-    pub fn want_upload(&self, about: &About) {
+    /// Changes what the file says of its run, so that others can go on after a crash.
+    pub fn describe(&self, change: impl FnOnce(&mut About)) {
         let mut state = self.state();
-        state.upload_wanted = true;
-        if let Err(error) = spool::write_about(&state.spool, about) {
+        change(&mut state.about);
+        if let Err(error) = spool::write_about(&state.spool, &state.about) {
             tracing::debug!(%error, "the journal does not say whose it is");
         }
+    }
+
+    /// The output is for a server.
+    pub fn want_upload(&self) {
+        let mut state = self.state();
+        state.upload_wanted = true;
         state.record_progress();
+    }
+
+    /// The file stays, empty or not, until the final status is written.
+    pub fn keep_for_status(&self, keep: bool) {
+        self.state().kept_for_status = keep;
+    }
+
+    pub fn is_kept_for_status(&self) -> bool {
+        self.state().kept_for_status
     }
 
     /// No server is to have it.

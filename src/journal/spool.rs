@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Amount;
+use crate::api::tasks::FinalStatus;
 
 pub(super) const MOST_IN_A_RECORD: usize = 64 * 1024;
 /// What finished journals and those that are being written are called.
@@ -31,8 +32,8 @@ const STATE_LENGTH: usize = 10 * 8;
 const ABOUT: u64 = 1024;
 const LONGEST_ABOUT: usize = (START - ABOUT) as usize - 4;
 
-/// Whose output it is: what is needed to send it without the run that made it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Whose output it is: what is needed to send it, and to tell how its run ended, without that run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct About {
     /// The API server's address.
     pub server: String,
@@ -42,6 +43,39 @@ pub(super) struct About {
     pub machine: String,
     /// Whether lines that are drawn over are folded.
     pub fold: bool,
+    /// Whether the server is to have the output.
+    pub log: bool,
+    /// The claim by which the run holds the task.
+    #[serde(default)]
+    pub claim: Option<String>,
+    /// The worker that had reported on the task before.
+    #[serde(default)]
+    pub former_worker: Option<String>,
+    /// The final status, where that is known and perhaps not written yet.
+    #[serde(default)]
+    pub ending: Option<Ending>,
+}
+
+/// A task's final status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    pub status: FinalStatus,
+    pub reason: String,
+}
+
+impl Ending {
+    /// One that fits the page, whatever it is about.
+    pub(super) fn shortened(&self) -> Ending {
+        const LONGEST: usize = 250;
+        let reason = match self.reason.char_indices().nth(LONGEST) {
+            Some((cut, _)) => format!("{}…", &self.reason[..cut]),
+            None => self.reason.clone(),
+        };
+        Ending {
+            status: self.status,
+            reason,
+        }
+    }
 }
 
 /// How far the server is.
@@ -104,6 +138,22 @@ pub(super) fn list(dir: &Path, machine: Option<&str>) -> io::Result<Vec<PathBuf>
     }
     found.sort();
     Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Whether a journal in `dir` is held by a run that lives and has this `claim`.
+pub(super) fn is_held(dir: &Path, machine: &str, claim: &str) -> bool {
+    let paths = list(dir, Some(machine)).unwrap_or_default();
+    paths.iter().any(|path| {
+        let Ok(file) = File::open(path) else {
+            return false;
+        };
+        let locked = matches!(
+            file.try_lock_shared(),
+            Err(std::fs::TryLockError::WouldBlock)
+        );
+        let about = locked.then(|| read_about(&file).ok().flatten()).flatten();
+        about.is_some_and(|about| about.claim.as_deref() == Some(claim))
+    })
 }
 
 /// A journal that an earlier run left.
@@ -199,9 +249,9 @@ pub(super) fn write_about(file: &File, about: &About) -> io::Result<()> {
         ));
     }
     let length = u32::try_from(json.len()).map_err(io::Error::other)?;
-    file.write_all_at(&json, ABOUT + 4)?;
-    // The length last: with it the text counts.
-    file.write_all_at(&length.to_le_bytes(), ABOUT)
+    // In one step: it is written over while others may find it after a kill.
+    let page = [&length.to_le_bytes(), json.as_slice()].concat();
+    file.write_all_at(&page, ABOUT)
 }
 
 fn read_about(file: &File) -> io::Result<Option<About>> {
@@ -395,6 +445,15 @@ mod tests {
             worker: "h:1".into(),
             machine: "h".into(),
             fold: true,
+            log: true,
+            claim: Some("c".into()),
+            former_worker: None,
+            ending: Some(Ending {
+                status: FinalStatus::Failed,
+                // As long as it may be, and all of it escaped or wide.
+                reason: format!("{}{}", "\u{1}".repeat(200), "\u{1F600}".repeat(2000)),
+            })
+            .map(|ending| ending.shortened()),
         }
     }
 

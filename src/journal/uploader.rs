@@ -25,6 +25,8 @@ pub struct Upload {
     pub session: Arc<Session>,
     pub task: String,
     pub worker: String,
+    /// Before each piece of the log: which of several ranks it is from. Mostly empty.
+    pub mark: String,
 }
 
 /// The least time between the beginnings of two sends, unless there is a packet's worth.
@@ -104,7 +106,10 @@ impl Uploader {
             if send_at.is_some_and(|at| batch.is_full() || view.closed || at <= Instant::now()) {
                 last_send = Some(Instant::now());
                 gathering_since = None;
-                let packet = batch.take_packet(&self.upload.task, &self.upload.worker);
+                let Upload {
+                    task, worker, mark, ..
+                } = &self.upload;
+                let packet = batch.take_packet(task, worker, mark);
                 self.deliver(packet).await;
                 continue;
             }
@@ -365,7 +370,7 @@ mod tests {
                 frames: &mut frames,
             };
             let all_read = input.fill(&mut batch, view, 1).unwrap();
-            let packet = batch.take_packet("t", "w");
+            let packet = batch.take_packet("t", "w", "");
             if all_read && packet.is_empty() {
                 break;
             }

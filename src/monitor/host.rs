@@ -45,6 +45,7 @@ impl Host {
             disk_free: percent_free(&self.disk_path),
             disk: read("/proc/diskstats").map(|text| disk_transfers(&text, is_whole_device)),
             network: read("/proc/net/dev").map(|text| network_transfers(&text)),
+            ..Sample::default()
         }
     }
 

@@ -1,11 +1,16 @@
-//! The machine's figures while the task runs, told to the server as this worker's status.
+//! The machine's figures while the task runs: told to the server as this worker's status, and as
+//! scalars of the task where its script does not do that itself.
 //!
 //! `execute` starts it once the task is claimed. A thread of its own samples the host twice a
-//! second; a task of the runtime reports the averages. Nothing here can end or delay the run: a
-//! report that fails is logged for `--debug` and the next one follows.
+//! second, another asks the GPUs' driver; tasks of the runtime report the averages. Nothing here can
+//! end or delay the run: a report that fails is logged for `--debug` and the next one follows.
 
+pub mod gpu;
 mod host;
+mod job;
+mod scalars;
 mod stats;
+mod task;
 
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -16,18 +21,43 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Session, workers};
+use crate::console::Console;
 use host::Host;
+use job::Life;
+pub use job::Script;
+pub use scalars::{Layout, Node};
 use stats::{MachineStats, Period};
+pub use task::TaskScalars;
 
 /// What is reported, where and when.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Report {
     pub session: Arc<Session>,
-    pub worker: String,
+    pub worker: Worker,
     pub task: String,
     /// `disk_free_home` is that of the file system with this path.
     pub disk_path: PathBuf,
+    pub gpus: gpu::Source,
+    /// What a GPU's usage counts as whose driver does not tell it
+    /// (`agent.resource_monitoring.default_gpu_utilization`).
+    pub default_gpu_usage: Option<f64>,
+    /// The job, once there is one.
+    pub script: Script,
+    /// `None`: the task gets no scalars from here.
+    pub scalars: Option<TaskScalars>,
     pub timing: Timing,
+    /// For what the user should know: a GPU that fails.
+    pub console: Console,
+}
+
+/// How the worker is called and sorted on the server.
+#[derive(Debug, Clone, Default)]
+pub struct Worker {
+    pub id: String,
+    /// `CLEARML_WORKER_TAGS`
+    pub tags: Vec<String>,
+    /// The id of the queue that the task came from.
+    pub queue: Option<String>,
 }
 
 /// When the host is sampled and reports are sent; the default is the Python agent's.
@@ -38,6 +68,8 @@ pub struct Timing {
     pub first: Duration,
     /// From each report to the next.
     pub every: Duration,
+    /// How long the GPUs' driver may take for an answer.
+    pub driver: Duration,
 }
 
 impl Default for Timing {
@@ -46,6 +78,7 @@ impl Default for Timing {
             sample: Duration::from_millis(500),
             first: Duration::from_secs(3),
             every: Duration::from_secs(30),
+            driver: Duration::from_secs(10),
         }
     }
 }
@@ -55,14 +88,32 @@ impl Default for Timing {
 pub struct Monitor {
     stop: CancellationToken,
     reporter: JoinHandle<()>,
+    scalars: JoinHandle<()>,
+    /// The sampler ends when this is dropped.
+    _sampling: mpsc::Sender<()>,
+}
+
+/// Samples that wait to be reported.
+#[derive(Debug, Default)]
+struct Periods {
+    worker: Period,
+    task: Period,
 }
 
 /// Reports the worker with its task at once, and from then on with the machine's figures.
 /// Needs a tokio runtime; takes no time itself.
 pub fn start(report: Report) -> Monitor {
     let stop = CancellationToken::new();
-    let reporter = tokio::spawn(run(report, stop.clone()));
-    Monitor { stop, reporter }
+    let periods = Arc::new(Mutex::new(Periods::default()));
+    let sampling = sample(&report, periods.clone());
+    let scalars = tokio::spawn(task::tell(report.clone(), periods.clone(), stop.clone()));
+    let reporter = tokio::spawn(run(report, periods, stop.clone()));
+    Monitor {
+        stop,
+        reporter,
+        scalars,
+        _sampling: sampling,
+    }
 }
 
 impl Monitor {
@@ -70,8 +121,10 @@ impl Monitor {
     /// server's list is the caller's.
     pub async fn stop(mut self) {
         self.stop.cancel();
-        if let Err(error) = (&mut self.reporter).await {
-            tracing::debug!(%error, "the monitor did not end well");
+        for task in [&mut self.reporter, &mut self.scalars] {
+            if let Err(error) = task.await {
+                tracing::debug!(%error, "the monitor did not end well");
+            }
         }
     }
 }
@@ -79,19 +132,23 @@ impl Monitor {
 impl Drop for Monitor {
     fn drop(&mut self) {
         self.reporter.abort();
+        self.scalars.abort();
     }
 }
 
-async fn run(report: Report, stop: CancellationToken) {
-    // The sampler ends when this end of its channel is dropped.
-    let period = Arc::new(Mutex::new(Period::default()));
-    let _sampling = sample(&report, period.clone());
+async fn run(report: Report, periods: Arc<Mutex<Periods>>, stop: CancellationToken) {
     let reports = async {
         send(&report, None).await;
         let mut pause = report.timing.first;
         loop {
             tokio::time::sleep(pause).await;
-            let stats = lock(&period).take();
+            let averages = {
+                let mut periods = lock(&periods);
+                let averages = periods.worker.averages();
+                periods.worker.clear();
+                averages
+            };
+            let stats = averages.map(|a| MachineStats::of(&a, report.default_gpu_usage));
             send(&report, stats.as_ref()).await;
             pause = report.timing.every;
         }
@@ -104,22 +161,33 @@ async fn run(report: Report, stop: CancellationToken) {
 }
 
 async fn send(report: &Report, stats: Option<&MachineStats>) {
-    let now = jiff::Timestamp::now().as_millisecond();
-    let sent =
-        workers::status_report(&report.session, &report.worker, &report.task, now, stats).await;
-    if let Err(error) = sent {
+    let status = workers::Status {
+        worker: &report.worker.id,
+        task: &report.task,
+        queue: report.worker.queue.as_deref(),
+        tags: &report.worker.tags,
+        timestamp: jiff::Timestamp::now().as_millisecond(),
+        machine_stats: stats,
+    };
+    if let Err(error) = workers::status_report(&report.session, &status).await {
         tracing::debug!(%error, "the worker's status was not reported");
     }
 }
 
-/// Samples into `period` until the returned end is dropped. On a thread of its own: the figures
+/// Samples into `periods` until the returned end is dropped. On a thread of its own: the figures
 /// come from files, and one on a file system that hangs must not hold up anything else.
-fn sample(report: &Report, period: Arc<Mutex<Period>>) -> mpsc::Sender<()> {
+fn sample(report: &Report, periods: Arc<Mutex<Periods>>) -> mpsc::Sender<()> {
     let (end, ended) = mpsc::channel::<()>();
-    let pause = report.timing.sample;
-    let disk_path = report.disk_path.clone();
+    let Report {
+        disk_path,
+        gpus,
+        console,
+        timing,
+        script,
+        ..
+    } = report.clone();
     let sampler = move || {
-        let still_wanted = || ended.recv_timeout(pause) == Err(RecvTimeoutError::Timeout);
+        let still_wanted = || ended.recv_timeout(timing.sample) == Err(RecvTimeoutError::Timeout);
         // The first look at the machine waits too: the run's own start comes first.
         if !still_wanted() {
             return;
@@ -131,9 +199,33 @@ fn sample(report: &Report, period: Arc<Mutex<Period>>) -> mpsc::Sender<()> {
                 return;
             }
         };
+        let rhythm = gpu::Rhythm {
+            every: timing.sample,
+            patience: timing.driver,
+        };
+        let pids = gpu::Pids::default();
+        let gpus = gpu::Watch::start(gpus, &rhythm, pids.clone(), console);
+        let script = script.subscribe();
+        let mut job: Option<job::Watch> = None;
         while still_wanted() {
-            let sample = host.sample();
-            lock(&period).add(Instant::now(), &sample);
+            let mut sample = host.sample();
+            sample.gpus = gpus.latest();
+            let life = *script.borrow();
+            match (life, &mut job) {
+                (Life::Running { pid }, None) => job = Some(job::Watch::of(pid)),
+                (Life::Over, Some(_)) => job = None,
+                _ => {}
+            }
+            let now = Instant::now();
+            if let Some(job) = &mut job {
+                sample.job = job.look(now);
+                if sample.job.is_some() {
+                    lock(&pids).clone_from(&job.pids().to_vec());
+                }
+            }
+            let mut periods = lock(&periods);
+            periods.worker.add(now, &sample);
+            periods.task.add(now, &sample);
         }
     };
     let started = std::thread::Builder::new()
@@ -145,7 +237,7 @@ fn sample(report: &Report, period: Arc<Mutex<Period>>) -> mpsc::Sender<()> {
     end
 }
 
-/// A period is whole between any two calls, so a panic elsewhere leaves a usable one.
-fn lock(period: &Mutex<Period>) -> MutexGuard<'_, Period> {
-    period.lock().unwrap_or_else(PoisonError::into_inner)
+/// What is locked here is whole between any two calls, so a panic elsewhere leaves it usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

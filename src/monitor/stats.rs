@@ -1,10 +1,15 @@
-//! From samples to the averages of a period. Pure.
+//! From samples to the averages of a period, and what the server is told of them as the worker's
+//! status. Pure.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-/// One look at the host. A figure that the machine does not give is `None`.
+use super::gpu::Figures;
+use super::job::Use;
+
+/// One look at the machine and the job. A figure that is not to be had is `None`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sample {
     /// Percent of all cores since the sample before.
@@ -19,6 +24,10 @@ pub struct Sample {
     pub disk_free: Option<f64>,
     pub disk: Option<Transferred>,
     pub network: Option<Transferred>,
+    /// Those that the job may see and that answer.
+    pub gpus: Vec<Figures>,
+    /// Where the job was looked at this time.
+    pub job: Option<Use>,
 }
 
 /// Bytes since the machine's start.
@@ -28,6 +37,60 @@ pub struct Transferred {
     pub inward: u64,
     /// Written, sent.
     pub outward: u64,
+}
+
+/// The averages of a period.
+#[derive(Debug, Default, PartialEq)]
+pub struct Averages {
+    /// Percent of all cores.
+    pub cpu_usage: Option<f64>,
+    /// °C.
+    pub cpu_temperature: Option<f64>,
+    /// MiB.
+    pub memory_used: Option<f64>,
+    pub memory_free: Option<f64>,
+    /// Percent.
+    pub disk_free: Option<f64>,
+    /// MiB a second.
+    pub disk_read: Option<f64>,
+    pub disk_write: Option<f64>,
+    pub network_rx: Option<f64>,
+    pub network_tx: Option<f64>,
+    /// In the driver's order.
+    pub gpus: Vec<Gpu>,
+    pub job: Option<Job>,
+}
+
+/// The averages of one GPU; units as in [`Figures`].
+#[derive(Debug, Default, PartialEq)]
+pub struct Gpu {
+    pub place: usize,
+    pub usage: Option<f64>,
+    pub memory_used: Option<f64>,
+    pub memory_free: Option<f64>,
+    /// Percent of all of it.
+    pub memory_usage: Option<f64>,
+    pub job_memory: Option<f64>,
+    pub temperature: Option<f64>,
+    pub power: Option<f64>,
+    pub clock: Option<f64>,
+    pub memory_clock: Option<f64>,
+    /// The last count, no average.
+    pub ecc_uncorrected: Option<f64>,
+}
+
+/// The averages of the job.
+#[derive(Debug, Default, PartialEq)]
+pub struct Job {
+    /// Percent of all cores.
+    pub cpu_usage: Option<f64>,
+    /// MiB.
+    pub memory: Option<f64>,
+    pub threads: Option<f64>,
+    pub processes: Option<f64>,
+    /// MiB a second.
+    pub disk_read: Option<f64>,
+    pub disk_write: Option<f64>,
 }
 
 /// `machine_stats` of `workers.status_report`: one number for each device where it is a list.
@@ -51,6 +114,43 @@ pub struct MachineStats {
     pub network_rx: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_tx: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpu_usage: Vec<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpu_temperature: Vec<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpu_memory_used: Vec<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpu_memory_free: Vec<f64>,
+}
+
+impl MachineStats {
+    /// `default_usage` stands for the usage of a GPU whose driver does not tell it (all MIG
+    /// instances): `agent.resource_monitoring.default_gpu_utilization`.
+    pub fn of(averages: &Averages, default_usage: Option<f64>) -> Self {
+        let gpus = |figure: fn(&Gpu) -> Option<f64>| -> Vec<f64> {
+            averages.gpus.iter().filter_map(figure).collect()
+        };
+        Self {
+            cpu_usage: averages.cpu_usage.map(|value| [value]),
+            cpu_temperature: averages.cpu_temperature.map(|value| [value]),
+            memory_used: averages.memory_used,
+            memory_free: averages.memory_free,
+            disk_free_home: averages.disk_free,
+            disk_read: averages.disk_read,
+            disk_write: averages.disk_write,
+            network_rx: averages.network_rx,
+            network_tx: averages.network_tx,
+            gpu_usage: averages
+                .gpus
+                .iter()
+                .filter_map(|gpu| gpu.usage.or(default_usage))
+                .collect(),
+            gpu_temperature: gpus(|gpu| gpu.temperature),
+            gpu_memory_used: gpus(|gpu| gpu.memory_used),
+            gpu_memory_free: gpus(|gpu| gpu.memory_free),
+        }
+    }
 }
 
 /// The samples since the last report, summed up.
@@ -64,6 +164,32 @@ pub struct Period {
     disk_free: Mean,
     disk: Rate,
     network: Rate,
+    gpus: BTreeMap<usize, GpuPeriod>,
+    job: JobPeriod,
+}
+
+#[derive(Debug, Default)]
+struct GpuPeriod {
+    usage: Mean,
+    memory_used: Mean,
+    memory_free: Mean,
+    memory_usage: Mean,
+    job_memory: Mean,
+    temperature: Mean,
+    power: Mean,
+    clock: Mean,
+    memory_clock: Mean,
+    ecc_uncorrected: Option<f64>,
+}
+
+#[derive(Debug, Default)]
+struct JobPeriod {
+    looks: u32,
+    cpu: Rate,
+    memory: Mean,
+    threads: Mean,
+    processes: Mean,
+    disk: Rate,
 }
 
 impl Period {
@@ -76,32 +202,116 @@ impl Period {
         self.disk_free.add(sample.disk_free);
         self.disk.add(at, sample.disk);
         self.network.add(at, sample.network);
+        for figures in &sample.gpus {
+            self.gpus.entry(figures.place).or_default().add(figures);
+        }
+        if let Some(used) = &sample.job {
+            self.job.add(at, used);
+        }
     }
 
-    /// The averages, after which the next period begins; `None` without a sample.
-    pub fn take(&mut self) -> Option<MachineStats> {
-        let next = Period {
-            disk: self.disk.next(),
-            network: self.network.next(),
-            ..Period::default()
-        };
-        let done = std::mem::replace(self, next);
-        if done.samples == 0 {
+    /// The averages; `None` without a sample.
+    pub fn averages(&self) -> Option<Averages> {
+        if self.samples == 0 {
             return None;
         }
-        let (disk_read, disk_write) = done.disk.mebibytes_a_second().unzip();
-        let (network_rx, network_tx) = done.network.mebibytes_a_second().unzip();
-        Some(MachineStats {
-            cpu_usage: done.cpu_usage.value().map(|value| [value]),
-            cpu_temperature: done.cpu_temperature.value().map(|value| [value]),
-            memory_used: done.memory_used.value(),
-            memory_free: done.memory_free.value(),
-            disk_free_home: done.disk_free.value(),
+        let (disk_read, disk_write) = self.disk.mebibytes_a_second().unzip();
+        let (network_rx, network_tx) = self.network.mebibytes_a_second().unzip();
+        Some(Averages {
+            cpu_usage: self.cpu_usage.value(),
+            cpu_temperature: self.cpu_temperature.value(),
+            memory_used: self.memory_used.value(),
+            memory_free: self.memory_free.value(),
+            disk_free: self.disk_free.value(),
             disk_read,
             disk_write,
             network_rx,
             network_tx,
+            gpus: self
+                .gpus
+                .iter()
+                .map(|(&place, gpu)| gpu.averages(place))
+                .collect(),
+            job: (self.job.looks > 0).then(|| self.job.averages()),
         })
+    }
+
+    /// Begins the next period; counters count on from the last sample.
+    pub fn clear(&mut self) {
+        *self = Period {
+            disk: self.disk.next(),
+            network: self.network.next(),
+            job: JobPeriod {
+                cpu: self.job.cpu.next(),
+                disk: self.job.disk.next(),
+                ..JobPeriod::default()
+            },
+            ..Period::default()
+        };
+    }
+}
+
+impl GpuPeriod {
+    fn add(&mut self, figures: &Figures) {
+        self.usage.add(figures.usage);
+        let memory = figures.memory;
+        self.memory_used.add(memory.map(|m| m.used));
+        self.memory_free.add(memory.map(|m| m.total - m.used));
+        let usage = memory.filter(|m| m.total > 0.0);
+        self.memory_usage
+            .add(usage.map(|m| 100.0 * m.used / m.total));
+        self.job_memory.add(figures.job_memory);
+        self.temperature.add(figures.temperature);
+        self.power.add(figures.power);
+        self.clock.add(figures.clock);
+        self.memory_clock.add(figures.memory_clock);
+        self.ecc_uncorrected = figures.ecc_uncorrected.or(self.ecc_uncorrected);
+    }
+
+    fn averages(&self, place: usize) -> Gpu {
+        Gpu {
+            place,
+            usage: self.usage.value(),
+            memory_used: self.memory_used.value(),
+            memory_free: self.memory_free.value(),
+            memory_usage: self.memory_usage.value(),
+            job_memory: self.job_memory.value(),
+            temperature: self.temperature.value(),
+            power: self.power.value(),
+            clock: self.clock.value(),
+            memory_clock: self.memory_clock.value(),
+            ecc_uncorrected: self.ecc_uncorrected,
+        }
+    }
+}
+
+impl JobPeriod {
+    fn add(&mut self, at: Instant, used: &Use) {
+        self.looks += 1;
+        // As a counter of microseconds.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let cpu = (used.cpu * 1e6) as u64;
+        let cpu = Transferred {
+            inward: cpu,
+            outward: 0,
+        };
+        self.cpu.add(at, Some(cpu));
+        self.memory.add(Some(used.memory));
+        self.threads.add(Some(used.threads as f64));
+        self.processes.add(Some(used.processes as f64));
+        self.disk.add(at, used.disk);
+    }
+
+    fn averages(&self) -> Job {
+        let (disk_read, disk_write) = self.disk.mebibytes_a_second().unzip();
+        Job {
+            cpu_usage: self.cpu.a_second().map(|(micros, _)| rounded(micros / 1e4)),
+            memory: self.memory.value(),
+            threads: self.threads.value(),
+            processes: self.processes.value(),
+            disk_read,
+            disk_write,
+        }
     }
 }
 
@@ -153,9 +363,14 @@ impl Rate {
     }
 
     /// (inward, outward)
-    fn mebibytes_a_second(&self) -> Option<(f64, f64)> {
-        let rate = |bytes: u64| rounded(mebibytes(bytes) / self.during.as_secs_f64());
+    fn a_second(&self) -> Option<(f64, f64)> {
+        let rate = |count: u64| count as f64 / self.during.as_secs_f64();
         (!self.during.is_zero()).then(|| (rate(self.moved.inward), rate(self.moved.outward)))
+    }
+
+    fn mebibytes_a_second(&self) -> Option<(f64, f64)> {
+        let mebibytes = |bytes: f64| rounded(bytes / f64::from(1 << 20));
+        self.a_second().map(|(i, o)| (mebibytes(i), mebibytes(o)))
     }
 }
 
@@ -178,9 +393,16 @@ mod tests {
         Some(Transferred { inward, outward })
     }
 
+    /// What is reported, and the next period begins.
+    fn take(period: &mut Period) -> Option<MachineStats> {
+        let averages = period.averages();
+        period.clear();
+        averages.map(|averages| MachineStats::of(&averages, Some(100.0)))
+    }
+
     #[test]
     fn no_sample_is_no_figures() {
-        assert_eq!(Period::default().take(), None);
+        assert_eq!(take(&mut Period::default()), None);
     }
 
     #[test]
@@ -195,12 +417,12 @@ mod tests {
             };
             period.add(Instant::now(), &sample);
         }
-        let stats = period.take().unwrap();
+        let stats = take(&mut period).unwrap();
         assert_eq!(stats.cpu_usage, Some([17.5]));
         assert_eq!(stats.cpu_temperature, Some([50.0]));
         assert_eq!(stats.memory_used, Some(341.333));
         assert_eq!(stats.disk_free_home, None);
-        assert_eq!(period.take(), None, "the next period begins empty");
+        assert_eq!(take(&mut period), None, "the next period begins empty");
     }
 
     #[test]
@@ -214,13 +436,13 @@ mod tests {
         };
         let mut period = Period::default();
         period.add(at(0), &sample(moved(100 * MIB, 0), moved(0, 7)));
-        let first = period.take().unwrap();
+        let first = take(&mut period).unwrap();
         assert_eq!(first.disk_read, None, "one look gives no rate");
 
         // The time between the last sample of a period and the first of the next counts too.
         period.add(at(2), &sample(moved(106 * MIB, MIB), None));
         period.add(at(4), &sample(moved(108 * MIB, MIB), moved(2 * MIB, 7)));
-        let stats = period.take().unwrap();
+        let stats = take(&mut period).unwrap();
         assert_eq!((stats.disk_read, stats.disk_write), (Some(2.0), Some(0.25)));
         assert_eq!((stats.network_rx, stats.network_tx), (Some(0.5), Some(0.0)));
     }
@@ -236,7 +458,7 @@ mod tests {
             };
             period.add(start + Duration::from_secs(second), &sample);
         }
-        assert_eq!(period.take().unwrap().network_rx, Some(0.667));
+        assert_eq!(take(&mut period).unwrap().network_rx, Some(0.667));
     }
 
     #[test]
@@ -251,5 +473,89 @@ mod tests {
             json,
             serde_json::json!({"cpu_usage": [1.5], "memory_used": 3.0})
         );
+    }
+
+    fn gpu(place: usize, usage: Option<f64>, used: f64) -> Figures {
+        Figures {
+            place,
+            usage,
+            memory: Some(super::super::gpu::Memory {
+                used,
+                total: 1000.0,
+            }),
+            temperature: Some(40.0 + place as f64),
+            ecc_uncorrected: Some(used),
+            ..Figures::default()
+        }
+    }
+
+    #[test]
+    fn each_gpu_is_one_number_in_the_lists() {
+        let mut period = Period::default();
+        for used in [100.0, 300.0] {
+            let sample = Sample {
+                // The second is an instance whose driver does not tell its usage.
+                gpus: vec![gpu(0, Some(used / 10.0), used), gpu(2, None, 50.0)],
+                ..Sample::default()
+            };
+            period.add(Instant::now(), &sample);
+        }
+        let averages = period.averages().unwrap();
+        assert_eq!(averages.gpus[0].memory_usage, Some(20.0));
+        assert_eq!(averages.gpus[0].ecc_uncorrected, Some(300.0), "a count");
+        assert_eq!(averages.gpus[1].place, 2);
+        let stats = take(&mut period).unwrap();
+        assert_eq!(stats.gpu_usage, [20.0, 100.0]);
+        assert_eq!(stats.gpu_memory_used, [200.0, 50.0]);
+        assert_eq!(stats.gpu_memory_free, [800.0, 950.0]);
+        assert_eq!(stats.gpu_temperature, [40.0, 42.0]);
+
+        // One that vanishes is not in the next report; the other goes on.
+        let sample = Sample {
+            gpus: vec![gpu(2, None, 60.0)],
+            ..Sample::default()
+        };
+        period.add(Instant::now(), &sample);
+        let averages = period.averages().unwrap();
+        let without = MachineStats::of(&averages, None);
+        assert_eq!(without.gpu_usage, Vec::<f64>::new(), "no default");
+        assert_eq!(without.gpu_memory_used, [60.0]);
+    }
+
+    #[test]
+    fn the_job_is_what_its_processes_used() {
+        let start = Instant::now();
+        let used = |cpu: f64, memory: f64, read: u64| Use {
+            cpu,
+            memory,
+            threads: 4,
+            processes: 2,
+            disk: moved(read, 0),
+        };
+        let mut period = Period::default();
+        for (second, job) in [
+            (0, Some(used(1.0, 100.0, 0))),
+            (1, None),
+            (2, Some(used(2.0, 300.0, 4 * MIB))),
+        ] {
+            let sample = Sample {
+                job,
+                ..Sample::default()
+            };
+            period.add(start + Duration::from_secs(second), &sample);
+        }
+        let job = period.averages().unwrap().job.unwrap();
+        let expected = Job {
+            cpu_usage: Some(50.0),
+            memory: Some(200.0),
+            threads: Some(4.0),
+            processes: Some(2.0),
+            disk_read: Some(2.0),
+            disk_write: Some(0.0),
+        };
+        assert_eq!(job, expected);
+        period.clear();
+        period.add(start + Duration::from_secs(3), &Sample::default());
+        assert_eq!(period.averages().unwrap().job, None);
     }
 }

@@ -13,6 +13,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::account::{Account, Watch};
+use super::job_group::{Entrance, JobGroup};
 use super::leftovers::{self, Agent, Process};
 use super::{Command, Ended, OutputPipe, SpawnError};
 
@@ -38,6 +40,9 @@ pub struct Job {
     over: CancellationToken,
     /// Children that the agent had before this job.
     before: BTreeSet<i32>,
+    /// None once it is handed over.
+    watch: Option<Watch>,
+    last_reaped: Instant,
 }
 
 /// Starts `command`. Must be called within a tokio runtime.
@@ -56,7 +61,8 @@ pub fn spawn(command: Command) -> Result<(Job, OutputPipe), SpawnError> {
         .stdin(Stdio::null())
         .stdout(writer.try_clone().map_err(machine)?)
         .stderr(writer);
-    die_with_the_agent(&mut child);
+    let mut watch = Watch::begin(command.working_dir.clone(), command.env.clone());
+    die_with_the_agent(&mut child, watch.entrance());
     let over = CancellationToken::new();
     let output = OutputPipe::new(reader, over.clone()).map_err(machine)?;
 
@@ -75,22 +81,26 @@ pub fn spawn(command: Command) -> Result<(Job, OutputPipe), SpawnError> {
         .recv()
         .unwrap_or_else(|_| Err(io::Error::other("the job's thread died")))
         .map_err(|error| explain(&command, &error))?;
+    watch.entered(leader.as_raw_nonzero().get(), ended.borrow().is_some());
     let job = Job {
         leader,
         ended,
         reap: Some(reap),
         over,
         before,
+        watch: Some(watch),
+        last_reaped: Instant::now(),
     };
     Ok((job, output))
 }
 
 /// The child's own session (a new process group, and no terminal whose signals could reach or stop
 /// it), and SIGKILL when the agent dies in whatever way: exactly, when the thread that starts the
-/// child ends.
-pub(crate) fn die_with_the_agent(child: &mut std::process::Command) {
+/// child ends. It enters its control groups, where it is given some.
+pub(crate) fn die_with_the_agent(child: &mut std::process::Command, groups: Entrance) {
     let agent = rustix::process::getpid();
     let prepare = move || {
+        groups.enter();
         rustix::process::setsid()?;
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         // The agent may have died before the line above.
@@ -99,8 +109,8 @@ pub(crate) fn die_with_the_agent(child: &mut std::process::Command) {
         }
         Ok(())
     };
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed. The closure makes three
-    // plain system calls and builds errors that need no memory from the heap.
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. The closure makes plain
+    // system calls (one write for each group) and builds errors that need no memory from the heap.
     #[allow(unsafe_code)]
     unsafe {
         child.pre_exec(prepare);
@@ -186,20 +196,36 @@ impl Job {
         how
     }
 
-    /// Sends `signal` to the job's process group, waits up to `grace` for everything to end, then
-    /// sends SIGKILL to all of the job, wherever it went.
-    pub async fn stop(&mut self, signal: i32, grace: Duration) -> Ended {
+    /// Sends a signal to the job's process group; nothing more comes of it here.
+    pub fn signal(&self, signal: i32) {
+        if let Some(signal) = Signal::from_named_raw(signal).filter(|_| self.reap.is_some()) {
+            self.signal_group(signal);
+        }
+    }
+
+    /// Sends `signal` to the job's process group, waits up to `grace` (which may take a moment to be
+    /// known) for everything to end, then sends SIGKILL to all of the job, wherever it went.
+    pub async fn stop(&mut self, signal: i32, grace: impl Future<Output = Duration>) -> Ended {
         let signal = Signal::from_named_raw(signal).unwrap_or(Signal::TERM);
-        let deadline = Instant::now() + grace;
+        self.sent(signal);
+        let asked = Instant::now();
         if self.reap.is_some() {
             self.signal_group(signal);
             // A job that is held by SIGSTOP gets its signal only when it goes on.
             self.signal_group(Signal::CONT);
         }
-        if tokio::time::timeout_at(deadline, self.leader_end())
-            .await
-            .is_err()
-        {
+        let mut deadline = asked;
+        let patience = async {
+            deadline += grace.await;
+            tokio::time::sleep_until(deadline).await;
+        };
+        let in_time = tokio::select! {
+            biased;
+            _ = self.leader_end() => true,
+            () = patience => false,
+        };
+        if !in_time {
+            self.sent(Signal::KILL);
             self.signal_group(Signal::KILL);
         }
         let how = self.leader_end().await;
@@ -214,9 +240,54 @@ impl Job {
             if let Some(how) = *self.ended.borrow_and_update() {
                 return how;
             }
+            let pause = self.watch.as_ref().map_or(REAP_INTERVAL, Watch::pause);
             // The job's thread sends before it ends, so a closed channel has a value in it.
-            let _ = tokio::time::timeout(REAP_INTERVAL, self.ended.changed()).await;
-            self.living_leftovers();
+            if tokio::time::timeout(pause, self.ended.changed())
+                .await
+                .is_err()
+            {
+                self.look();
+            }
+        }
+    }
+
+    /// What the job uses is looked at; ended orphans are reaped now and then.
+    fn look(&mut self) {
+        let leader = self.leader.as_raw_nonzero().get();
+        let in_group = self.group().map(JobGroup::processes);
+        let due = self.last_reaped.elapsed() >= REAP_INTERVAL;
+        let mut pids = match in_group {
+            Some(pids) if !due => pids,
+            _ => {
+                self.last_reaped = Instant::now();
+                self.living_leftovers().iter().map(|p| p.pid).collect()
+            }
+        };
+        if !pids.contains(&leader) {
+            pids.push(leader);
+        }
+        if let Some(watch) = &mut self.watch {
+            watch.look(&pids);
+        }
+    }
+
+    /// What the job used and why it failed, when it is over: after [`Job::wait`] or [`Job::stop`].
+    /// `last_lines` are the last hundred or so that it printed, secrets masked.
+    pub async fn account(mut self, ended: Ended, last_lines: &[&str]) -> Account {
+        let leader = self.leader.as_raw_nonzero().get();
+        match self.watch.take() {
+            Some(watch) => watch.end(ended, leader, last_lines).await,
+            None => Account::default(),
+        }
+    }
+
+    fn group(&self) -> Option<&JobGroup> {
+        self.watch.as_ref().and_then(Watch::group)
+    }
+
+    fn sent(&mut self, signal: Signal) {
+        if let Some(watch) = &mut self.watch {
+            watch.sent = Some(signal.as_raw());
         }
     }
 
@@ -247,6 +318,9 @@ impl Job {
         while !left.is_empty() && Instant::now() < give_up {
             self.signal_group(Signal::KILL);
             leftovers::send(&left, Signal::KILL);
+            if let Some(group) = self.group() {
+                group.kill();
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
             left = self.living_leftovers();
         }
@@ -267,7 +341,16 @@ impl Job {
             group: rustix::process::getpgrp().as_raw_nonzero().get(),
             others,
         };
-        let of_the_job = leftovers::leftovers(&table, leader, &agent);
+        let mut of_the_job = leftovers::leftovers(&table, leader, &agent);
+        // Those that neither family nor process group shows, since another subreaper has them.
+        if let Some(group) = self.group() {
+            let inside = group.processes();
+            let missed = |p: &&Process| p.pid != leader && inside.contains(&p.pid);
+            let missed: Vec<Process> = table.iter().filter(missed).copied().collect();
+            of_the_job.extend(missed);
+            of_the_job.sort_unstable_by_key(|p| p.pid);
+            of_the_job.dedup_by_key(|p| p.pid);
+        }
         leftovers::reap(of_the_job, agent.pid)
     }
 
@@ -277,6 +360,11 @@ impl Job {
     }
 
     fn close(&mut self) {
+        if self.reap.is_some()
+            && let Some(watch) = &mut self.watch
+        {
+            watch.leader_goes(self.leader.as_raw_nonzero().get());
+        }
         self.reap = None;
         self.over.cancel();
     }
@@ -287,6 +375,10 @@ impl Drop for Job {
         if self.reap.is_some() {
             self.signal_group(Signal::KILL);
             self.close();
+        }
+        // Emptying its control group may have to wait for the kernel.
+        if let Some(watch) = self.watch.take() {
+            std::thread::spawn(move || drop(watch));
         }
     }
 }

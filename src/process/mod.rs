@@ -7,9 +7,11 @@
 //!
 //! The journal reads the output; who stops a job, and why, is decided elsewhere.
 
+mod account;
 pub mod cgroup;
 pub mod death;
 pub mod disks;
+pub mod guard;
 mod job;
 pub mod job_group;
 pub mod kernel_log;
@@ -23,6 +25,7 @@ pub mod usage;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use account::{Account, Usage};
 pub(crate) use job::die_with_the_agent;
 pub use job::{Job, spawn};
 pub use output::OutputPipe;

@@ -105,9 +105,7 @@ pub async fn install(
         .requirements
         .text("pip")
         .is_some_and(|text| !text.is_empty());
-    let record = (listed || code.repository.is_some())
-        && settings.is_first_process
-        && settings.standalone.is_none();
+    let record = (listed || code.repository.is_some()) && settings.standalone.is_none();
     Ok(Installed {
         requirements_to_record: record.then(|| recorded(&script.requirements, &summary)),
         summary,

@@ -96,9 +96,6 @@ pub struct Settings {
     /// `--standalone-mode`: nothing is installed; the folder (`agent.venvs_dir`) may have an
     /// environment that was built beforehand.
     pub standalone: Option<PathBuf>,
-    /// Of the processes of one task, the first alone records what is installed (`RANK`,
-    /// `SLURM_PROCID`).
-    pub is_first_process: bool,
     /// `CLEARML_BOOTSTRAP_UV_EXEC`.
     pub uv_program: Option<PathBuf>,
     /// `~/.clearml`: uv itself and its cache are kept below it.
@@ -147,7 +144,6 @@ impl Default for Settings {
             skip_venv: SkipVenv::No,
             skip_python_env: false,
             standalone: None,
-            is_first_process: true,
             uv_program: None,
             cache: std::env::temp_dir().join("clearml"),
             home: None,
@@ -295,7 +291,6 @@ impl Settings {
             skip_python_env: flag_of(env, "CLEARML_AGENT_SKIP_PYTHON_ENV_INSTALL")?
                 .unwrap_or(false),
             standalone: None,
-            is_first_process: is_first_process(env),
             uv_program: text_of(env, "CLEARML_BOOTSTRAP_UV_EXEC").map(PathBuf::from),
             cache: home
                 .as_deref()
@@ -487,12 +482,6 @@ fn torch(
         template: manager.text(key)?.unwrap_or_else(|| template.to_owned()),
         cpu_only,
     })
-}
-
-/// `RANK` comes before `SLURM_PROCID`; what is no number counts as the first.
-fn is_first_process(env: &Variables) -> bool {
-    let rank = text_of(env, "RANK").or_else(|| text_of(env, "SLURM_PROCID"));
-    rank.and_then(|rank| rank.parse::<u64>().ok()).unwrap_or(0) == 0
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{PythonError, Variables};
 use crate::console::Console;
 use crate::process::die_with_the_agent;
+use crate::process::job_group::Entrance;
 use crate::secret::mask_url_password;
 
 /// How many lines are kept for the error.
@@ -67,7 +68,7 @@ pub async fn run(
         .stderr(writer)
         .kill_on_drop(true);
     // This thread is one of the runtime's, which last as long as the agent.
-    die_with_the_agent(command.as_std_mut());
+    die_with_the_agent(command.as_std_mut(), Entrance::default());
     let mut child = command.spawn().map_err(failed)?;
     // It holds the writing end, and the end of the output would never be seen.
     drop(command);

@@ -253,7 +253,7 @@ pub struct Running {
 }
 
 impl Running {
-    fn new(mut child: Child) -> Running {
+    pub fn new(mut child: Child) -> Running {
         let stdout = child.stdout.take().unwrap();
         let mut stderr = child.stderr.take().unwrap();
         let (sender, lines) = std::sync::mpsc::channel();

@@ -22,6 +22,7 @@ use self::tree::{CopyError, Tree, Way, move_prefix, remove};
 use super::PythonError;
 use crate::console::Console;
 use crate::process::die_with_the_agent;
+use crate::process::job_group::Entrance;
 
 /// What there is for a list.
 pub enum Found {
@@ -246,7 +247,7 @@ async fn compile(store: &Store, entry: &Entry) -> std::io::Result<()> {
         .stderr(Stdio::null())
         .kill_on_drop(true);
     // This thread is one of the runtime's, which last as long as the agent.
-    die_with_the_agent(command.as_std_mut());
+    die_with_the_agent(command.as_std_mut(), Entrance::default());
     let status = command.spawn()?.wait().await?;
     if !status.success() {
         return Err(std::io::Error::other(status.to_string()));

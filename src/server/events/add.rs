@@ -24,6 +24,9 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ),
 ];
 
+/// Figures of machines are no progress of the task.
+const NO_ITERATION: [&str; 2] = [":monitor:machine", ":monitor:gpu"];
+
 fn add(call: &Call<'_>) -> Result<Value, Refusal> {
     let event = Value::Object(call.request.0.clone());
     take(call, std::slice::from_ref(&event))
@@ -137,7 +140,7 @@ fn take_one(
         let key = value_key(metric, variant, iteration);
         call.transaction.put_event(id, kind, &key, &event)?;
         let last = task.get("last_iteration").and_then(Value::as_i64);
-        if last.unwrap_or(0) < iteration {
+        if last.unwrap_or(0) < iteration && !NO_ITERATION.contains(&metric) {
             task.insert("last_iteration".into(), json!(iteration));
         }
     }

@@ -1,0 +1,251 @@
+//! `--require-queue` for jobs that are started again: whose task it is, which attempt, what comes after a
+//! preemption.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Running, World, eventually, script};
+use serde_json::{Value, json};
+
+/// Says which attempt it is, and sleeps until it is stopped.
+const SLEEPER: &str = "\
+import os, signal, sys, time
+def bye(*_):
+    print('checkpoint written', flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, bye)
+env = os.environ.get
+print('attempt', env('CLEARML_AGENT_ATTEMPT'), 'after', env('CLEARML_AGENT_FORMER_END'), flush=True)
+if env('CLEARML_AGENT_ATTEMPT') == '1': time.sleep(1000)
+";
+
+fn claimant(world: &mut World, id: &str) {
+    world
+        .env
+        .insert("CLEARML_AGENT_CLAIM_ID".into(), id.to_owned());
+}
+
+fn queued(world: &World, text: &str) -> String {
+    let id = world.api.create("queued", script(text));
+    world.api.enqueue(&id);
+    id
+}
+
+fn entries(world: &World) -> usize {
+    let queues = world.api.call("queues.get_all", json!({}));
+    queues["queues"][0]["entries"].as_array().unwrap().len()
+}
+
+fn start(world: &World, id: &str, words: &[&str]) -> Running {
+    let mut all = vec!["--require-queue"];
+    all.extend(words);
+    world.start_execute(id, &all)
+}
+
+#[test]
+fn the_same_job_goes_on_with_its_own_task_and_nobody_else_does() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let id = queued(&world, SLEEPER);
+    let mut first = start(&world, &id, &[]);
+    first.line_with("attempt 1 after None");
+    // It runs still, so not even its own job may run it a second time.
+    start(&world, &id, &[])
+        .wait()
+        .exits(76)
+        .complains("an earlier agent of this job still does");
+    first.signal("KILL");
+    let _ = first.wait();
+    assert_eq!(world.api.status(&id), "in_progress");
+
+    claimant(&mut world, "job 8");
+    start(&world, &id, &[])
+        .wait()
+        .exits(76)
+        .complains("is in_progress, and it is not this job that has it");
+
+    claimant(&mut world, "job 7");
+    let file = world.path("result.json");
+    start(&world, &id, &["--result", file.to_str().unwrap()])
+        .wait()
+        .exits(0)
+        .prints("attempt 2 after the agent was killed");
+    let result: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    assert_eq!(result["attempt"], 2);
+    assert_eq!(world.api.status(&id), "completed");
+
+    // What is done is done.
+    start(&world, &id, &[])
+        .wait()
+        .exits(67)
+        .complains("has ended already (its status is completed)");
+    start(&world, &id, &["--if-done", "ok"])
+        .wait()
+        .exits(0)
+        .complains("has ended already");
+}
+
+#[test]
+fn a_preempted_task_is_stopped_put_back_or_kept() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    for (then, status, in_queue) in [
+        ("stop", "stopped", 0),
+        ("requeue", "queued", 1),
+        ("keep", "in_progress", 0),
+    ] {
+        let id = queued(&world, SLEEPER);
+        let file = world.path("result.json");
+        let words = ["--on-preempt", then, "--result", file.to_str().unwrap()];
+        let mut running = start(&world, &id, &words);
+        running.line_with("attempt 1 after None");
+        running.signal("TERM");
+        running.wait().exits(143).prints("checkpoint written");
+        assert_eq!(world.api.status(&id), status, "{then}");
+        assert_eq!(entries(&world), in_queue, "{then}");
+        let result: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        assert_eq!(result["reason"], "preempted");
+        // Nothing is left that could set the status of the kept one.
+        world
+            .run(&["sync"])
+            .exits(0)
+            .prints("nothing is left to send");
+        let next = start(&world, &id, &[]).wait();
+        if then == "stop" {
+            assert!(world.api.reason(&id).starts_with("preempted: "));
+            next.exits(67);
+        } else {
+            next.exits(0)
+                .prints("attempt 2 after preempted: the agent was asked to end");
+            assert_eq!(world.api.status(&id), "completed");
+        }
+    }
+}
+
+#[test]
+fn another_job_goes_on_with_what_was_put_back() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let id = queued(&world, SLEEPER);
+    let mut running = start(&world, &id, &["--on-preempt", "requeue"]);
+    running.line_with("attempt 1");
+    running.signal("TERM");
+    running.wait().exits(143);
+    claimant(&mut world, "job 8");
+    start(&world, &id, &[])
+        .wait()
+        .exits(0)
+        .prints("attempt 2 after preempted");
+}
+
+#[test]
+fn a_task_that_is_about_to_be_queued_is_waited_for() {
+    let world = World::new();
+    let id = world.api.create("not yet", script("print('ran')"));
+    let mut running = start(&world, &id, &["--wait", "100"]);
+    running.line_with("Waiting for task");
+    world.api.enqueue(&id);
+    running.wait().exits(0).prints("ran");
+
+    let never = world.api.create("never", script("print('ran')"));
+    start(&world, &never, &["--wait", "1"])
+        .wait()
+        .exits(75)
+        .complains("not waiting in a queue");
+    // A signal ends the waiting.
+    let mut running = start(&world, &never, &["--wait", "1000"]);
+    running.line_with("Waiting for task");
+    running.signal("TERM");
+    running.wait().exits(143);
+    assert_eq!(world.api.status(&never), "created");
+}
+
+#[test]
+fn a_notice_is_passed_on_as_it_is() {
+    let world = World::new();
+    let text = "\
+import signal, sys, time
+def save(number, _):
+    print('saving at', number, flush=True)
+    if number == signal.SIGUSR2: sys.exit(0)
+signal.signal(signal.SIGUSR1, save)
+signal.signal(signal.SIGUSR2, save)
+print('ready', flush=True)
+while True: time.sleep(1000)
+";
+    let id = queued(&world, text);
+    let mut running = start(&world, &id, &[]);
+    running.line_with("ready");
+    running.signal("USR1");
+    running.line_with("saving at 10");
+    running.signal("USR2");
+    running.wait().exits(0).prints("saving at 12");
+    assert_eq!(world.api.status(&id), "completed");
+}
+
+#[test]
+fn which_task_comes_from_a_file_or_the_environment() {
+    let mut world = World::new();
+    let ids: Vec<String> = (0..3)
+        .map(|n| {
+            world
+                .api
+                .create("one of several", script(&format!("print('number {n}')")))
+        })
+        .collect();
+    let file = world.path("tasks");
+    std::fs::write(&file, ids.join("\n") + "\n").unwrap();
+    let words = ["execute", "--id-file", file.to_str().unwrap()];
+    world
+        .run(&words)
+        .exits(2)
+        .complains("neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX");
+    for (name, value, expected) in [
+        ("SLURM_ARRAY_TASK_ID", "2", "number 1"),
+        ("JOB_COMPLETION_INDEX", "2", "number 2"),
+    ] {
+        world.env = [(name.to_owned(), value.to_owned())].into();
+        world.run(&words).exits(0).prints(expected);
+    }
+    world.env = [("SLURM_ARRAY_TASK_ID".to_owned(), "4".to_owned())].into();
+    world.run(&words).exits(2).complains("line 4 of");
+    world.env = [("CLEARML_TASK_ID".to_owned(), ids[0].clone())].into();
+    world.run(&["execute"]).exits(0).prints("number 0");
+    world.env.clear();
+    world
+        .run(&["execute"])
+        .exits(2)
+        .complains("CLEARML_TASK_ID");
+}
+
+#[test]
+fn several_ranks_run_one_task_and_the_first_tells_of_it() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let text = "\
+import os, sys, time
+rank = os.environ['SLURM_PROCID']
+print('rank', rank, 'attempt', os.environ['CLEARML_AGENT_ATTEMPT'], flush=True)
+if rank == '2': sys.exit(5)
+time.sleep(1000)
+";
+    let id = queued(&world, text);
+    world.env.insert("SLURM_NTASKS".into(), "3".into());
+    let mut ranks = Vec::new();
+    // The first comes last.
+    for rank in (0..3).rev() {
+        world.env.insert("SLURM_PROCID".into(), rank.to_string());
+        let mut running = start(&world, &id, &[]);
+        if rank > 0 {
+            running.line_with("Waiting for task");
+        }
+        ranks.push(running);
+    }
+    let codes: Vec<i32> = ranks.into_iter().map(|rank| rank.wait().code).collect();
+    assert_eq!(codes, [5, 143, 143]);
+    eventually("the task has failed", || world.api.status(&id) == "failed");
+    assert_eq!(
+        world.api.reason(&id),
+        "rank 2 failed: worker execution exit code 5"
+    );
+}
