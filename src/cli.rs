@@ -32,7 +32,7 @@ impl Cli {
         if unused && self.global.config_file.is_some() {
             return Err(Cli::command().error(
                 ErrorKind::ArgumentConflict,
-                "--config-file is for `execute` and `sync`: this command reads no configuration",
+                "--config-file is for `execute`, `sync` and `cache`: this command reads no configuration",
             ));
         }
         Ok(self)
@@ -57,6 +57,8 @@ pub enum Command {
     /// Send to the server what earlier runs could not: logs of agents that were killed, or whose
     /// server was away
     Sync(SyncArgs),
+    /// Show, check or remove the Python environments that runs have left for later ones
+    Cache(CacheArgs),
     /// Ends what a killed agent left; started by `execute` itself
     #[command(hide = true)]
     Guard {
@@ -236,6 +238,37 @@ pub struct SyncArgs {
     /// Folder of the journals, in place of `agent.journal.path`
     #[arg(value_name = "DIR")]
     pub dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct CacheArgs {
+    #[command(subcommand)]
+    pub command: CacheCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Show the kept environments, the last used first
+    List,
+    /// Check that every file is as it was kept, and as its package has it; exit code 70 if one is not
+    Verify {
+        /// Remove the damaged ones
+        #[arg(long)]
+        remove: bool,
+    },
+    /// Apply the limits of `agent.venvs_cache` and remove what killed runs left; with KEYs, remove
+    /// just these environments
+    Prune {
+        /// Remove all of them
+        #[arg(long, conflicts_with = "keys")]
+        all: bool,
+        /// Remove those that no run has used for so long
+        #[arg(long, value_name = "DAYS", conflicts_with = "keys")]
+        unused_days: Option<u64>,
+        /// Keys as `list` shows them
+        #[arg(value_name = "KEY")]
+        keys: Vec<String>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,6 +1,7 @@
 //! One ClearML task, run truly: see `execute` for the story, the other modules for its parts.
 
 pub mod api;
+pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod console;

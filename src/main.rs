@@ -5,7 +5,7 @@ use clap::Parser as _;
 use clearml_agent::cli::{Cli, Command};
 use clearml_agent::mask::Mask;
 use clearml_agent::process::guard;
-use clearml_agent::{execute, logging, server, sync};
+use clearml_agent::{cache, execute, logging, server, sync};
 
 fn main() -> ExitCode {
     let cli = Cli::parse().check().unwrap_or_else(|error| error.exit());
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
                 Ok(execute::run::execute(*args, cli.global, environment(), &mask).await)
             }
             Command::Sync(args) => Ok(sync::sync(args, cli.global, environment(), &mask).await),
+            Command::Cache(args) => Ok(cache::cache(&args, &cli.global, &environment())),
             Command::Guard { .. } => Ok(0),
             Command::Server(args) => server::serve(args).await.map(|()| 0),
             Command::Demo(args) => server::demo::run(args, cli.global.debug, environment()).await,

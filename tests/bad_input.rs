@@ -110,13 +110,11 @@ fn a_broken_configuration() {
 fn options_that_are_not_built_are_refused() {
     let world = World::new();
     let id = world.api.create("untouched", script("print(1)\n"));
-    for option in ["--docker", "--standalone-mode"] {
-        world
-            .execute(&id, &[option])
-            .exits(2)
-            .complains(option)
-            .complains("not built yet");
-    }
+    world
+        .execute(&id, &["--standalone-mode", "--docker", "image"])
+        .exits(2)
+        .complains("--standalone-mode with --docker")
+        .complains("not built yet");
     assert_eq!(world.api.status(&id), "created");
     let _ = world.execute(&id, &["--no-such-option"]).exits(2);
 }

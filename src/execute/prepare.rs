@@ -279,6 +279,7 @@ async fn fetch(
         env: run.settings.job.inherited.clone(),
         ca_bundle,
         accept_any_certificate,
+        staged: run.settings.python.standalone.clone(),
     };
     let console = run.console.clone();
     let stopped = token.clone();
@@ -307,7 +308,8 @@ async fn environment(
     let settings = &run.settings.python;
     let tools = python::find_tools(script, settings, &run.console, token).await?;
     let folder = dir.join("venv");
-    let environment = python::create(&tools, &folder, settings, &run.console, token).await?;
+    let environment =
+        python::create(&tools, script, &folder, settings, &run.console, token).await?;
     Ok((tools, environment))
 }
 

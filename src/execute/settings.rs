@@ -258,8 +258,7 @@ pub fn resolve(
             shallow: config.flag("agent.vcs_cache.shallow")?.unwrap_or(true),
             trust: endpoint.trust.clone(),
         },
-        python: python::Settings::from_lookup(&|key| config.value(key).cloned(), &inherited)
-            .map_err(SettingsError::Value)?,
+        python: python_settings(args, &config, &inherited, folder("agent.venvs_dir")?)?,
         container,
         runs_dir: folder("agent.venvs_dir")?,
         journal: JournalSettings {
@@ -355,13 +354,29 @@ fn journal_limit(config: &Config) -> Result<u64, SettingsError> {
 }
 
 fn refuse_what_is_not_built(args: &ExecuteArgs) -> Result<(), SettingsError> {
-    if args.standalone_mode {
+    if args.standalone_mode && args.docker.is_some() {
         return Err(SettingsError::NotBuilt {
-            option: "--standalone-mode",
-            instead: "leave it out; code and packages that are cached here are not fetched again",
+            option: "--standalone-mode with --docker",
+            instead: "leave one of them out; in a container, packages come from the caches that are mounted",
         });
     }
     Ok(())
+}
+
+fn python_settings(
+    args: &ExecuteArgs,
+    config: &Config,
+    inherited: &Variables,
+    venvs_dir: PathBuf,
+) -> Result<python::Settings, SettingsError> {
+    let mut settings = python::Settings::from_lookup(&|key| config.value(key).cloned(), inherited)
+        .map_err(SettingsError::Value)?;
+    if args.cpu_only {
+        settings.cuda = python::cuda::Wanted::None;
+    }
+    settings.git = git_settings::credentials(args, config)?;
+    settings.standalone = args.standalone_mode.then_some(venvs_dir);
+    Ok(settings)
 }
 
 /// `--id`, the line of `--id-file` that is this job's, or `CLEARML_TASK_ID`.

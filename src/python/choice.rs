@@ -97,6 +97,11 @@ pub struct Seen {
 pub fn order(wish: &Wish, seen: &Seen) -> Vec<PathBuf> {
     let mut order: Vec<PathBuf> = seen.named.iter().cloned().collect();
     let asked = wish.asked();
+    let patch = wish.version.and_then(|version| version.patch);
+    let exact = |path: &PathBuf| {
+        let of = seen.versioned.iter().find(|(other, _)| other == path);
+        patch.is_some() && of.is_some_and(|(_, version)| version.patch == patch)
+    };
     let mut others: Vec<(u32, PathBuf)> = Vec::new();
     for (path, version) in &seen.versioned {
         let minor = version.minor.unwrap_or_default();
@@ -107,6 +112,11 @@ pub fn order(wish: &Wish, seen: &Seen) -> Vec<PathBuf> {
             Some(_) => others.push((distance(asked, version.major, minor), path.clone())),
             None => others.push((u32::MAX - minor, path.clone())),
         }
+    }
+    if let Some(first) = order.iter().position(exact) {
+        // Before others of the same minor version, but not before what is named.
+        let path = order.remove(first);
+        order.insert(usize::from(seen.named.is_some()), path);
     }
     order.extend(seen.plain.iter().cloned());
     others.sort_by_key(|(distance, _)| *distance);
@@ -276,7 +286,8 @@ pub async fn choose(
                 found.full_version()
             )),
             Ok(found) if wish.version.is_none_or(|v| v.accepts(found.version)) => {
-                let note = missing_program(&wish, &seen, &found);
+                let note =
+                    missing_program(&wish, &seen, &found).or_else(|| other_patch(&wish, &found));
                 return Ok((found, note));
             }
             Ok(found) => {
@@ -342,6 +353,19 @@ fn stand_in_note(wish: &Wish, found: &Interpreter) -> String {
         found.executable.display(),
         wish.words(),
     )
+}
+
+/// Another patch of the version was asked for.
+fn other_patch(wish: &Wish, found: &Interpreter) -> Option<String> {
+    let version = wish.version?;
+    let patch = version.patch.filter(|patch| *patch != found.version.2)?;
+    Some(format!(
+        "Note: {} asks for Python {version}.{patch}, which is not on this machine: using Python \
+         {} ({}).",
+        wish.by,
+        found.full_version(),
+        found.executable.display()
+    ))
 }
 
 /// The version fits, but the program that was named is not there.

@@ -14,6 +14,7 @@ use super::tool::{self, Call};
 use super::tools::{Kind, Tools};
 use super::{PythonError, Variables};
 use crate::console::Console;
+use crate::task::Script;
 
 /// Where the task runs and where its packages are.
 #[derive(Debug, Clone)]
@@ -26,6 +27,8 @@ pub struct Environment {
     pub site_packages: Vec<PathBuf>,
     /// The folder of an environment of its own.
     pub folder: Option<PathBuf>,
+    /// It is there. One that may come from the cache is made when its packages are known.
+    pub made: bool,
 }
 
 impl Environment {
@@ -37,32 +40,72 @@ impl Environment {
     }
 }
 
-/// Makes the empty environment in `folder`, which must not exist or be empty.
+/// The environment that the run will have in `folder`, which must not exist or be empty: made at
+/// once, or by [`install`](super::install::install), which may find it in the cache.
 pub async fn create(
     tools: &Tools,
+    script: &Script,
     folder: &Path,
     settings: &Settings,
     console: &Console,
     stop: &CancellationToken,
 ) -> Result<Environment, PythonError> {
-    let Some(interpreter) = &tools.interpreter else {
-        return Ok(Environment {
+    let mut env = planned(tools, folder);
+    let may_have_packages = !script.repository.is_empty()
+        || ["pip", "conda"].iter().any(|key| {
+            let text = script.requirements.text(key);
+            text.is_some_and(|text| !text.is_empty())
+        });
+    if env.made || (settings.venvs_cache.is_some() && may_have_packages) {
+        return Ok(env);
+    }
+    make(&mut env, settings, console, stop).await?;
+    Ok(env)
+}
+
+/// What the environment will be; nothing is done yet.
+pub(super) fn planned(tools: &Tools, folder: &Path) -> Environment {
+    let Some(interpreter) = tools.interpreter.clone() else {
+        return Environment {
             kind: Kind::Nothing,
             python: None,
             interpreter: None,
             site_packages: Vec::new(),
             folder: None,
-        });
+            made: true,
+        };
     };
     if tools.kind != Kind::Own {
-        return Ok(Environment {
+        return Environment {
             kind: tools.kind,
             python: Some(interpreter.executable.clone()),
-            interpreter: Some(interpreter.clone()),
             site_packages: interpreter.site_packages.clone(),
+            interpreter: Some(interpreter),
             folder: None,
-        });
+            made: true,
+        };
     }
+    let library = folder.join(interpreter.library_folder());
+    Environment {
+        kind: Kind::Own,
+        python: Some(folder.join("bin/python")),
+        site_packages: vec![library.join("site-packages")],
+        interpreter: Some(interpreter),
+        folder: Some(folder.to_owned()),
+        made: false,
+    }
+}
+
+/// Makes a planned environment, empty but for pip.
+pub(super) async fn make(
+    env: &mut Environment,
+    settings: &Settings,
+    console: &Console,
+    stop: &CancellationToken,
+) -> Result<(), PythonError> {
+    let (Some(interpreter), Some(folder), false) = (&env.interpreter, &env.folder, env.made) else {
+        return Ok(());
+    };
     let failed = |cause: String| PythonError::Create {
         dir: folder.to_owned(),
         cause,
@@ -71,9 +114,6 @@ pub async fn create(
     if std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(failed("the folder is not empty".into()));
     }
-    let site_packages = folder
-        .join(interpreter.library_folder())
-        .join("site-packages");
     if interpreter.implementation == "cpython" {
         let (made, folder, wanted, kept) = (
             interpreter.clone(),
@@ -81,20 +121,15 @@ pub async fn create(
             settings.system_site_packages,
             settings.cache.join("pip"),
         );
-        tokio::task::spawn_blocking(move || make(&made, &folder, wanted, &kept))
+        tokio::task::spawn_blocking(move || lay_out(&made, &folder, wanted, &kept))
             .await
             .map_err(|e| failed(e.to_string()))?
             .map_err(|e| failed(e.to_string()))?;
     } else {
         make_with_venv(interpreter, folder, settings, console, stop).await?;
     }
-    Ok(Environment {
-        kind: Kind::Own,
-        python: Some(folder.join("bin/python")),
-        interpreter: Some(interpreter.clone()),
-        site_packages: vec![site_packages],
-        folder: Some(folder.to_owned()),
-    })
+    env.made = true;
+    Ok(())
 }
 
 /// Other implementations lay their library out in their own way: their own `venv` knows it.
@@ -130,7 +165,7 @@ async fn make_with_venv(
     })
 }
 
-fn make(
+fn lay_out(
     interpreter: &Interpreter,
     folder: &Path,
     system_site_packages: bool,

@@ -22,11 +22,11 @@ pub enum PythonError {
     )]
     UnsupportedManager { name: String },
     #[error(
-        "the repository is a uv project ({file}) and agent.package_manager.type is uv: syncing \
-         a uv project is not supported yet.\n\
-         Set agent.package_manager.type to pip to install the task's list of packages."
+        "the repository is a project ({file}) whose packages can't be installed: {cause}.\n\
+         See its words above; or set agent.package_manager.type to pip to install the task's list \
+         of packages."
     )]
-    UvProject { file: String },
+    Project { file: String, cause: String },
     #[error("the environment {dir} can't be created: {cause}\n{next}")]
     Create {
         dir: PathBuf,
@@ -73,6 +73,11 @@ pub enum Cause {
     NoSuchPackage(String),
     /// The package is there, but not in a version that is wanted.
     NoSuchVersion(String),
+    /// An index refuses the credentials, and so nothing is known of the package.
+    Refused {
+        index: String,
+        name: String,
+    },
     /// Requirements exclude each other.
     Conflict,
     /// A package had to be built here, and that failed.
@@ -90,6 +95,10 @@ impl std::fmt::Display for InstallFailure {
         match &self.cause {
             Cause::NoSuchPackage(name) => write!(f, "no package index has {name}")?,
             Cause::NoSuchVersion(what) => write!(f, "no version fits {what}")?,
+            Cause::Refused { index, name } => write!(
+                f,
+                "the package index {index} refuses these credentials, and no other has {name}"
+            )?,
             Cause::Conflict => f.write_str("the requirements exclude each other")?,
             Cause::Build(name) => write!(f, "{name} could not be built")?,
             Cause::Network => f.write_str("a download failed")?,
@@ -119,6 +128,10 @@ impl std::fmt::Display for InstallFailure {
             Cause::NoSuchVersion(_) => {
                 "Change the version in the task's installed packages, or run on a Python that \
                  the version supports."
+            }
+            Cause::Refused { .. } => {
+                "Check user and password in the index's address (agent.package_manager.\
+                 extra_index_url, pip.conf, PIP_INDEX_URL, …)."
             }
             Cause::Conflict => "Loosen one of the versions named above in the task's packages.",
             Cause::Build(_) => {

@@ -133,6 +133,73 @@ pub fn installed(folders: &[PathBuf]) -> Vec<Package> {
     packages.into_values().collect()
 }
 
+/// The files below an environment that have not the hash that their package's record has.
+pub fn differing(environment: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for library in ["lib", "lib64"].map(|name| environment.join(name)) {
+        if library.is_symlink() {
+            continue;
+        }
+        for python in children(&library) {
+            let site = python.join("site-packages");
+            for package in children(&site) {
+                let record = std::fs::read_to_string(package.join("RECORD"));
+                for line in record.unwrap_or_default().lines() {
+                    if let Some(path) = differs(&site, line) {
+                        let shown = path.strip_prefix(environment).unwrap_or(&path);
+                        found.push(shown.to_string_lossy().into_owned());
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+fn children(folder: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(folder)
+        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+        .unwrap_or_default()
+}
+
+/// A line of a record is `path,sha256=HASH,length`; the path may be in quotes. Gives the file if it is
+/// there and differs.
+fn differs(site: &Path, line: &str) -> Option<PathBuf> {
+    use base64::Engine as _;
+    use sha2::Digest as _;
+    let (rest, _) = line.rsplit_once(',')?;
+    let (path, hash) = rest.rsplit_once(',')?;
+    let wanted = hash.strip_prefix("sha256=")?;
+    let path: PathBuf = site.join(path.trim_matches('"'));
+    let found = sha2::Sha256::digest(std::fs::read(&path).ok()?);
+    let found = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(found);
+    // `../../../bin/x` is to be read as what it means.
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::ParentDir => _ = plain.pop(),
+            part => plain.push(part),
+        }
+    }
+    (found != wanted).then_some(plain)
+}
+
+/// The package that installed the file, whose path is that below the environment.
+pub fn owner(folders: &[PathBuf], file: &str) -> Option<String> {
+    let (_, inside) = file.split_once("site-packages/")?;
+    let start = format!("{inside},");
+    folders
+        .iter()
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flat_map(|entries| entries.flatten())
+        .map(|entry| entry.path())
+        .find(|path| {
+            let record = std::fs::read_to_string(path.join("RECORD")).unwrap_or_default();
+            record.lines().any(|line| line.starts_with(&start))
+        })
+        .and_then(|path| Some(read(&path)?.name))
+}
+
 fn read(path: &Path) -> Option<Package> {
     let metadata = match path.extension()?.to_str()? {
         "dist-info" => path.join("METADATA"),

@@ -108,6 +108,21 @@ impl Indexes {
         Ok(others)
     }
 
+    /// The same places, whoever asks for them.
+    pub fn without_credentials(&self) -> Vec<String> {
+        let urls = self.url.iter().map(|url| ("index", url));
+        let extra = self.extra_urls.iter().map(|url| ("extra", url));
+        let links = self.find_links.iter().map(|url| ("links", url));
+        let mut places: Vec<String> = urls
+            .chain(extra)
+            .chain(links)
+            .map(|(kind, url)| format!("{kind} {}", without_user(url.expose())))
+            .collect();
+        places.push(format!("{} {}", self.no_index, self.pre_releases));
+        places.extend(self.constraints.iter().cloned());
+        places
+    }
+
     /// The index that uv itself is fetched from.
     pub fn main_url(&self, env: &Variables) -> Secret {
         ["UV_DEFAULT_INDEX", "UV_INDEX_URL"]
@@ -134,9 +149,6 @@ impl Indexes {
             tell("UV_DEFAULT_INDEX", url.expose().to_owned());
         }
         tell("UV_HTTP_TIMEOUT", self.timeout.clone().unwrap_or_default());
-        if self.no_index {
-            tell("UV_NO_INDEX", "1".into());
-        }
         if self.pre_releases {
             tell("UV_PRERELEASE", "allow".into());
         }
@@ -161,22 +173,70 @@ impl Indexes {
         told
     }
 
-    /// What pip is told: what it reads by itself, and the places that the agent's configuration
-    /// adds.
-    pub fn for_pip(&self) -> Variables {
+    /// What pip is told: what it reads by itself, the places that the agent's configuration adds,
+    /// and those of uv's variables.
+    pub fn for_pip(&self, env: &Variables) -> Variables {
         let mut told = Variables::new();
-        if let Some(url) = &self.url {
-            told.insert("PIP_INDEX_URL".into(), url.expose().to_owned());
+        let of_uv = |name: &str| env.get(name).map(String::as_str).unwrap_or_default();
+        let main = ["UV_DEFAULT_INDEX", "UV_INDEX_URL"].map(of_uv);
+        let main = main
+            .into_iter()
+            .find(|url| !url.is_empty())
+            .map(plain_index);
+        if let Some(url) = self.url.as_ref().map(Secret::expose).or(main) {
+            told.insert("PIP_INDEX_URL".into(), url.to_owned());
         }
-        for (name, values) in [
-            ("PIP_EXTRA_INDEX_URL", exposed(&self.extra_urls)),
-            ("PIP_FIND_LINKS", exposed(&self.find_links)),
+        let more = |names: &[&str], by: &[char]| -> Vec<&str> {
+            let lists = names.iter().flat_map(|name| of_uv(name).split(by));
+            lists
+                .map(plain_index)
+                .filter(|word| !word.is_empty())
+                .collect()
+        };
+        for (name, values, of_uv) in [
+            (
+                "PIP_EXTRA_INDEX_URL",
+                exposed(&self.extra_urls),
+                more(&["UV_INDEX", "UV_EXTRA_INDEX_URL"], &[' ', '\n']),
+            ),
+            (
+                "PIP_FIND_LINKS",
+                exposed(&self.find_links),
+                more(&["UV_FIND_LINKS"], &[',']),
+            ),
+            (
+                "PIP_TRUSTED_HOST",
+                words(&self.trusted_hosts),
+                more(&["UV_INSECURE_HOST"], &[' ']),
+            ),
         ] {
-            if !values.is_empty() {
-                told.insert(name.into(), values.join(" "));
+            let all: Vec<&str> = values.into_iter().chain(of_uv).collect();
+            if !all.is_empty() {
+                told.insert(name.into(), all.join(" "));
             }
         }
+        if self.certificates.is_none() && !of_uv("SSL_CERT_FILE").is_empty() {
+            told.insert("PIP_CERT".into(), of_uv("SSL_CERT_FILE").to_owned());
+        }
         told
+    }
+}
+
+fn without_user(text: &str) -> String {
+    let Ok(mut url) = url::Url::parse(text) else {
+        return text.to_owned();
+    };
+    // Neither can fail for an address with a host.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.into()
+}
+
+/// uv lets an index have a name: `NAME=https://…`.
+fn plain_index(word: &str) -> &str {
+    match word.split_once('=') {
+        Some((name, url)) if !name.contains([':', '/']) => url,
+        _ => word,
     }
 }
 
@@ -189,7 +249,7 @@ fn words(values: &[String]) -> Vec<&str> {
 }
 
 /// pip's configuration files, the weakest first.
-fn pip_files(env: &Variables, home: Option<&Path>) -> Vec<PathBuf> {
+pub(super) fn pip_files(env: &Variables, home: Option<&Path>) -> Vec<PathBuf> {
     let named = env.get("PIP_CONFIG_FILE").filter(|path| !path.is_empty());
     if named.is_some_and(|path| path == "/dev/null") {
         return Vec::new();
@@ -269,14 +329,18 @@ mod tests {
             ])
         );
         assert_eq!(
-            indexes.for_pip(),
+            indexes.for_pip(&vars(&[
+                ("UV_INDEX", "ours=https://c/simple"),
+                ("UV_DEFAULT_INDEX", "https://not-this/simple"),
+            ])),
             vars(&[
                 ("PIP_INDEX_URL", "https://site/simple"),
                 (
                     "PIP_EXTRA_INDEX_URL",
-                    "https://u:p@a/simple https://b/simple"
+                    "https://u:p@a/simple https://b/simple https://c/simple"
                 ),
                 ("PIP_FIND_LINKS", "/w1 /w2"),
+                ("PIP_TRUSTED_HOST", "a"),
             ])
         );
     }

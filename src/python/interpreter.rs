@@ -10,15 +10,17 @@ use super::tool;
 /// An interpreter that does not answer within this time is passed over.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// `3`, or `3.11`. Compared as numbers: 3.1 is not 3.10.
+/// `3`, `3.11` or `3.11.7`. Compared as numbers: 3.1 is not 3.10.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Version {
     pub major: u32,
     pub minor: Option<u32>,
+    /// Preferred, and said where it is another one; any patch of the minor version will do.
+    pub patch: Option<u32>,
 }
 
 impl Version {
-    /// From `3`, `3.11` or `3.11.7`; what follows the minor version does not matter.
+    /// From `3`, `3.11` or `3.11.7`; a third part that is no number does not matter.
     pub fn parse(text: &str) -> Option<Version> {
         let mut parts = text.trim().split('.');
         let number = |part: &str| {
@@ -30,7 +32,12 @@ impl Version {
             None | Some("") => None,
             Some(part) => Some(number(part)?),
         };
-        Some(Version { major, minor })
+        let patch = parts.next().and_then(number);
+        Some(Version {
+            major,
+            minor,
+            patch,
+        })
     }
 
     /// From a program's name: `python3.11` → 3.11, `python3` → 3; `python` and all else → none.
@@ -65,6 +72,8 @@ pub struct Interpreter {
     pub version: (u32, u32, u32),
     /// `cpython`, `pypy`, …
     pub implementation: String,
+    /// `Linux x86_64 glibc 2.36`: what a binary module depends on.
+    pub platform: String,
     /// Built without the global lock: its library folder is named `python3.13t`.
     pub free_threaded: bool,
     /// It is in a virtual environment itself.
@@ -93,6 +102,24 @@ impl Interpreter {
     }
 }
 
+#[cfg(test)]
+impl Interpreter {
+    /// One for tests of what is decided by it.
+    pub fn sample() -> Interpreter {
+        Interpreter {
+            executable: "/usr/bin/python3".into(),
+            base_executable: "/usr/bin/python3.11".into(),
+            version: (3, 11, 7),
+            implementation: "cpython".into(),
+            platform: "Linux x86_64 glibc 2.36".into(),
+            free_threaded: false,
+            in_venv: false,
+            standard_library: "/usr/lib/python3.11".into(),
+            site_packages: Vec::new(),
+        }
+    }
+}
+
 /// What is printed starts with this line: a site's own start-up code may print more.
 const MARK: &str = "--interpreter--";
 
@@ -109,8 +136,13 @@ try:
 except Exception:
     s = []
 i = getattr(sys, "implementation", None)
+try:
+    c = os.confstr("CS_GNU_LIBC_VERSION")
+except Exception:
+    c = "other libc"
+u = os.uname()
 print("--interpreter--")
-for x in ["%d.%d.%d" % v[:3], i.name if i else "python", "t" in getattr(sys, "abiflags", ""),
+for x in ["%d.%d.%d" % v[:3], i.name if i else "python", "%s %s %s" % (u[0], u[4], c), "t" in getattr(sys, "abiflags", ""),
           p != sys.prefix, sys.executable, os.path.realpath(b), os.path.dirname(os.__file__)] + s:
     print(x)
 "#;
@@ -147,11 +179,13 @@ fn parse(output: &str) -> Option<Interpreter> {
     let mut numbers = lines.next()?.split('.').map(|n| n.parse().ok());
     let version = (numbers.next()??, numbers.next()??, numbers.next()??);
     let implementation = lines.next()?.to_owned();
+    let platform = lines.next()?.to_owned();
     let free_threaded = lines.next()? == "True";
     let in_venv = lines.next()? == "True";
     Some(Interpreter {
         version,
         implementation,
+        platform,
         free_threaded,
         in_venv,
         executable: lines.next()?.into(),
@@ -171,7 +205,6 @@ mod tests {
             ("python3.10", Some((3, Some(10)))),
             ("python3.1", Some((3, Some(1)))),
             ("/usr/bin/python3.9", Some((3, Some(9)))),
-            ("python3.11.7", Some((3, Some(11)))),
             ("python3", Some((3, None))),
             ("python2.7", Some((2, Some(7)))),
             ("python", None),
@@ -179,9 +212,14 @@ mod tests {
             ("/bin/bash", None),
             ("", None),
         ] {
-            let version = version.map(|(major, minor)| Version { major, minor });
+            let version = version.map(|(major, minor)| Version {
+                major,
+                minor,
+                patch: None,
+            });
             assert_eq!(Version::of_program(program), version, "{program}");
         }
+        assert_eq!(Version::of_program("python3.11.7").unwrap().patch, Some(7));
         let asked = Version::parse("3.1").unwrap();
         assert!(asked.accepts((3, 1, 5)));
         assert!(!asked.accepts((3, 10, 0)));
@@ -191,7 +229,7 @@ mod tests {
 
     #[test]
     fn the_answer_is_read_after_the_mark() {
-        let answer = "hello from sitecustomize\n--interpreter--\n3.13.0\ncpython\nTrue\nFalse\n\
+        let answer = "hello from sitecustomize\n--interpreter--\n3.13.0\ncpython\nLinux x86_64 glibc 2.36\nTrue\nFalse\n\
                       /p/bin/python3\n/p/bin/python3.13t\n/p/lib/python3.13t\n/p/site\n/q/site\n";
         let found = parse(answer).unwrap();
         assert_eq!(found.full_version(), "3.13.0");

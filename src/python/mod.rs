@@ -6,21 +6,28 @@
 //! Everything that is configured arrives in [`Settings`]; nothing here reads the environment or
 //! a configuration file on its own, but for pip's own configuration files.
 
+pub mod cache;
 pub mod choice;
 pub mod command;
+pub mod cuda;
 pub mod environment;
 pub mod failure;
+mod filling;
 pub mod flags;
 pub mod freeze;
+pub mod git_access;
 pub mod index;
 pub mod install;
 pub mod interpreter;
 pub mod notebook;
+mod obtain;
+pub mod project;
 pub mod record;
 pub mod requirements;
 pub mod settings;
 pub mod tool;
 pub mod tools;
+pub mod torch;
 pub mod uv;
 
 pub use command::{JobCommand, command};

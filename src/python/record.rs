@@ -1,5 +1,7 @@
 //! What is written back to the task after an installation.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::freeze::{self, Package, Source};
@@ -12,6 +14,7 @@ pub fn lines_to_record(
     list: &List,
     python: (u32, u32, u32),
     requested: &[String],
+    root: &Path,
 ) -> Vec<String> {
     packages
         .iter()
@@ -24,14 +27,14 @@ pub fn lines_to_record(
                     .flatten(),
                 Source::Index => None,
             };
-            let original = path.and_then(|path| {
+            let original = path.as_deref().and_then(|path| {
                 list.lines.iter().find_map(|line| match line {
                     Line::Reference {
                         local: Some(local),
                         original,
                         name,
                         ..
-                    } if *local == path
+                    } if local == path
                         && name
                             .as_deref()
                             .is_none_or(|n| normalise(n) == normalise(&package.name)) =>
@@ -41,9 +44,25 @@ pub fn lines_to_record(
                     _ => None,
                 })
             });
-            original.unwrap_or_else(|| package.line())
+            original
+                .or_else(|| within(path.as_deref()?, root, &package.source))
+                .unwrap_or_else(|| package.line())
         })
         .collect()
+}
+
+/// A folder of the checkout, as a list in the repository names it: the checkout's own path is
+/// another one in the next run.
+fn within(path: &Path, root: &Path, source: &Source) -> Option<String> {
+    let inside = path.strip_prefix(root).ok()?;
+    let place = match inside.as_os_str().is_empty() {
+        true => ".".to_owned(),
+        false => format!("./{}", inside.display()),
+    };
+    Some(match source {
+        Source::Editable(_) => format!("-e {place}"),
+        _ => place,
+    })
 }
 
 /// The task's requirements with the installed list as `pip`, and what was asked for first kept as

@@ -379,7 +379,7 @@ fn local_reference(line: &str, raw: &str, reading: &Reading<'_>, prefix: &str) -
 }
 
 /// The packages whose builds for CUDA carry it in their version (`2.3.1+cu121`).
-const TORCH: [&str; 5] = [
+pub const TORCH: [&str; 5] = [
     "torch",
     "torchvision",
     "torchaudio",

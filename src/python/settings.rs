@@ -2,12 +2,22 @@
 //! `agent.package_manager.*`, `agent.python_binary` and their like.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::Variables;
-use super::index::Indexes;
+use super::cache::settings::{CacheSettings, LinkMode};
+use super::cuda;
+use super::index::{Indexes, pip_files};
+use super::project::{PoetrySettings, UvSettings};
+use super::torch::{NIGHTLY_TEMPLATE, TEMPLATE, TorchSettings};
 use crate::secret::Secret;
+use crate::source::GitCredentials;
+
+mod reader;
+
+use reader::{Reader, flag_of, parse_flag, text_of};
 
 /// Looks up a dotted configuration key.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<Value>;
@@ -20,6 +30,25 @@ pub enum Installer {
     Uv,
     /// pip itself: `agent.package_manager.type: pip` with `uv_replace_pip: false`.
     Pip,
+}
+
+/// `agent.package_manager.type`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Manager {
+    #[default]
+    Pip,
+    Uv,
+    Poetry,
+}
+
+impl Manager {
+    pub fn name(self) -> &'static str {
+        match self {
+            Manager::Pip => "pip",
+            Manager::Uv => "uv",
+            Manager::Poetry => "poetry",
+        }
+    }
 }
 
 /// `CLEARML_AGENT_SKIP_PIP_VENV_INSTALL`.
@@ -39,9 +68,11 @@ pub struct Settings {
     pub python_binary: Option<String>,
     pub default_python: Option<String>,
     pub installer: Installer,
-    /// `agent.package_manager.type: uv`: a uv project in the repository is what the user means.
-    pub uv_projects: bool,
-    /// The type names a manager that is not there (`conda`, `poetry`): its name.
+    /// Whose projects in the repository are what the user means.
+    pub manager: Manager,
+    pub uv: UvSettings,
+    pub poetry: PoetrySettings,
+    /// The type names a manager that is not there (`conda`): its name.
     pub unsupported_manager: Option<String>,
     pub system_site_packages: bool,
     pub use_activated_venv: bool,
@@ -62,11 +93,20 @@ pub struct Settings {
     pub force_git_root_python_path: bool,
     pub skip_venv: SkipVenv,
     pub skip_python_env: bool,
+    /// `--standalone-mode`: nothing is installed; the folder (`agent.venvs_dir`) may have an
+    /// environment that was built beforehand.
+    pub standalone: Option<PathBuf>,
     /// `CLEARML_BOOTSTRAP_UV_EXEC`.
     pub uv_program: Option<PathBuf>,
     /// `~/.clearml`: uv itself and its cache are kept below it.
     pub cache: PathBuf,
     pub home: Option<PathBuf>,
+    /// Where finished environments are kept; `None`: they are not.
+    pub venvs_cache: Option<CacheSettings>,
+    pub cuda: cuda::Wanted,
+    pub torch: TorchSettings,
+    /// For requirements that are private repositories.
+    pub git: GitCredentials,
     /// Said once at the start: settings whose effect the user would miss.
     pub notes: Vec<String>,
     /// The agent's environment: what programs that are run here inherit.
@@ -80,7 +120,13 @@ impl Default for Settings {
             python_binary: None,
             default_python: None,
             installer: Installer::Uv,
-            uv_projects: false,
+            manager: Manager::Pip,
+            uv: UvSettings {
+                sync_args: Vec::new(),
+                locked: true,
+                of_working_dir: false,
+            },
+            poetry: PoetrySettings::default(),
             unsupported_manager: None,
             system_site_packages: false,
             use_activated_venv: true,
@@ -97,9 +143,14 @@ impl Default for Settings {
             force_git_root_python_path: false,
             skip_venv: SkipVenv::No,
             skip_python_env: false,
+            standalone: None,
             uv_program: None,
             cache: std::env::temp_dir().join("clearml"),
             home: None,
+            venvs_cache: None,
+            cuda: cuda::Wanted::OfTheDriver,
+            torch: TorchSettings::default(),
+            git: GitCredentials::default(),
             notes: Vec::new(),
             environment: Variables::new(),
         }
@@ -151,7 +202,7 @@ impl Settings {
             ("pip", Some(false)) => Installer::Pip,
             _ => Installer::Uv,
         };
-        let unsupported_manager = matches!(kind.as_str(), "conda" | "poetry").then(|| kind.clone());
+        let unsupported_manager = (kind == "conda").then(|| kind.clone());
 
         let mut indexes = Indexes::of_pip(env, home.as_deref());
         for url in manager.list("extra_index_url")? {
@@ -181,12 +232,7 @@ impl Settings {
             }
         }
 
-        if let Some(spec) = manager.text("uv_version")? {
-            notes.push(format!(
-                "agent.package_manager.uv_version: {spec} is not looked at yet: the uv that is \
-                 found is used, else the newest one of the package index is fetched."
-            ));
-        }
+        unsupported(&manager, &kind, &mut notes);
 
         let skip_venv = match text_of(env, "CLEARML_AGENT_SKIP_PIP_VENV_INSTALL") {
             None => SkipVenv::No,
@@ -202,7 +248,28 @@ impl Settings {
             python_binary: agent.text("python_binary")?,
             default_python: agent.text("default_python")?,
             installer,
-            uv_projects: kind == "uv",
+            manager: match kind.as_str() {
+                "uv" => Manager::Uv,
+                "poetry" => Manager::Poetry,
+                _ => Manager::Pip,
+            },
+            uv: UvSettings {
+                sync_args: manager.list("uv_sync_extra_args")?,
+                locked: manager.flag("uv_sync_locked_if_lock_file")?.unwrap_or(true),
+                of_working_dir: manager.is_on("uv_files_from_repo_working_dir")?,
+            },
+            poetry: PoetrySettings {
+                version: manager
+                    .value("poetry_version")
+                    .map(|_| {
+                        manager
+                            .text("poetry_version")
+                            .map(Option::unwrap_or_default)
+                    })
+                    .transpose()?,
+                install_args: manager.list("poetry_install_extra_args")?,
+                of_working_dir: manager.is_on("poetry_files_from_repo_working_dir")?,
+            },
             unsupported_manager,
             system_site_packages: manager.is_on("system_site_packages")?,
             use_activated_venv: agent.flag("docker_use_activated_venv")?.unwrap_or(true),
@@ -223,12 +290,23 @@ impl Settings {
             skip_venv,
             skip_python_env: flag_of(env, "CLEARML_AGENT_SKIP_PYTHON_ENV_INSTALL")?
                 .unwrap_or(false),
+            standalone: None,
             uv_program: text_of(env, "CLEARML_BOOTSTRAP_UV_EXEC").map(PathBuf::from),
             cache: home
                 .as_deref()
                 .map_or_else(std::env::temp_dir, Path::to_owned)
                 .join(".clearml"),
+            venvs_cache: venvs_cache(
+                &Reader {
+                    config,
+                    prefix: "agent.venvs_cache.",
+                },
+                home.as_deref(),
+            )?,
+            cuda: cuda_wanted(&agent)?,
+            torch: torch(&manager, agent.is_on("cpu_only")?, &mut notes)?,
             home,
+            git: GitCredentials::default(),
             notes,
             environment: env.clone(),
         })
@@ -239,6 +317,17 @@ impl Settings {
         text_of(&self.environment, name)
     }
 
+    /// The configuration files of uv and pip that apply here.
+    pub fn tool_files(&self) -> Vec<PathBuf> {
+        let mut files = pip_files(&self.environment, self.home.as_deref());
+        files.push("/etc/uv/uv.toml".into());
+        let own = self.variable("XDG_CONFIG_HOME").map(PathBuf::from);
+        let own = own.or_else(|| Some(self.home.as_ref()?.join(".config")));
+        files.extend(own.map(|folder| folder.join("uv/uv.toml")));
+        files.extend(self.variable("UV_CONFIG_FILE").map(PathBuf::from));
+        files
+    }
+
     /// The folders of `PATH`.
     pub fn search_path(&self) -> Vec<PathBuf> {
         self.variable("PATH")
@@ -247,217 +336,153 @@ impl Settings {
     }
 }
 
-fn text_of<'a>(env: &'a Variables, name: &str) -> Option<&'a str> {
-    env.get(name)
-        .map(String::as_str)
-        .map(str::trim)
-        .filter(|text| !text.is_empty())
-}
-
-fn flag_of(env: &Variables, name: &str) -> Result<Option<bool>, String> {
-    match text_of(env, name) {
-        None => Ok(None),
-        Some(text) => match parse_flag(text) {
-            Some(flag) => Ok(Some(flag)),
-            None => Err(format!("{name}={text}: expected true or false")),
-        },
-    }
-}
-
-fn parse_flag(text: &str) -> Option<bool> {
-    match text.to_lowercase().as_str() {
-        "1" | "true" | "t" | "yes" | "y" | "on" => Some(true),
-        "0" | "false" | "f" | "no" | "n" | "off" => Some(false),
-        _ => None,
-    }
-}
-
-struct Reader<'a> {
-    config: Lookup<'a>,
-    prefix: &'static str,
-}
-
-impl Reader<'_> {
-    fn value(&self, key: &str) -> Option<Value> {
-        (self.config)(&format!("{}{key}", self.prefix)).filter(|value| !value.is_null())
-    }
-
-    fn wrong<T>(&self, key: &str, expected: &str, value: &Value) -> Result<T, String> {
-        Err(format!(
-            "{}{key}: expected {expected}, found {value}",
-            self.prefix
-        ))
-    }
-
-    fn text(&self, key: &str) -> Result<Option<String>, String> {
-        Ok(match self.value(key) {
-            None => None,
-            Some(value) => match scalar(&value) {
-                Some(text) => Some(text.trim().to_owned()).filter(|text| !text.is_empty()),
-                None => return self.wrong(key, "a text", &value),
-            },
-        })
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>, String> {
-        let Some(value) = self.value(key) else {
-            return Ok(None);
-        };
-        match scalar(&value).as_deref().map(str::trim) {
-            Some("") => Ok(None),
-            Some(text) if parse_flag(text).is_some() => Ok(parse_flag(text)),
-            _ => self.wrong(key, "true or false", &value),
-        }
-    }
-
-    fn is_on(&self, key: &str) -> Result<bool, String> {
-        Ok(self.flag(key)?.unwrap_or(false))
-    }
-
-    /// A list of texts; one text is a list of one.
-    fn list(&self, key: &str) -> Result<Vec<String>, String> {
-        let Some(value) = self.value(key) else {
-            return Ok(Vec::new());
-        };
-        let items: Option<Vec<String>> = match &value {
-            Value::Array(items) => items
-                .iter()
-                .filter(|item| !item.is_null())
-                .map(scalar)
-                .collect(),
-            other => scalar(other).map(|text| vec![text]),
-        };
-        match items {
-            Some(items) => Ok(items
-                .into_iter()
-                .map(|item| item.trim().to_owned())
-                .filter(|item| !item.is_empty())
-                .collect()),
-            None => self.wrong(key, "a text or a list of texts", &value),
+/// Says which keys that are set have no effect here, and why.
+fn unsupported(manager: &Reader<'_>, kind: &str, notes: &mut Vec<String>) {
+    let rows = [
+        (
+            "uv_version",
+            true,
+            "the uv that is found is used, else the newest one of the package index",
+        ),
+        (
+            "priority_packages",
+            true,
+            "all packages are resolved and installed together",
+        ),
+        (
+            "uv_run_extra_args",
+            kind == "uv",
+            "the script is started by the environment's own Python, not by `uv run`",
+        ),
+        (
+            "use_conda_base_env",
+            kind == "conda",
+            "conda environments are not built",
+        ),
+        (
+            "conda_env_as_base_docker",
+            kind == "conda",
+            "conda environments are not built",
+        ),
+        (
+            "rocm_extra_index_url_template",
+            true,
+            "ROCm is not detected: name its index with extra_index_url",
+        ),
+        (
+            "torch_page",
+            true,
+            "pages of links are not read, the index rule is used",
+        ),
+        (
+            "torch_url_template",
+            true,
+            "pages of links are not read, the index rule is used",
+        ),
+    ];
+    for (key, matters, because) in rows {
+        if matters
+            && manager
+                .value(key)
+                .is_some_and(|value| value != "" && value != false)
+        {
+            notes.push(format!(
+                "agent.package_manager.{key} is not supported, because {because}."
+            ));
         }
     }
 }
 
-fn scalar(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(flag) => Some(flag.to_string()),
-        _ => None,
+fn venvs_cache(reader: &Reader<'_>, home: Option<&Path>) -> Result<Option<CacheSettings>, String> {
+    let Some(path) = reader.text("path")? else {
+        return Ok(None);
+    };
+    let path = match (path.strip_prefix("~/"), home) {
+        (Some(rest), Some(home)) => home.join(rest),
+        _ => PathBuf::from(path),
+    };
+    let mut settings = CacheSettings::at(std::path::absolute(&path).unwrap_or(path));
+    if let Some(count) = reader.number("max_entries")? {
+        settings.max_entries = whole(count);
     }
+    settings.max_size = reader.number("max_size_gb")?.map(bytes);
+    if let Some(free) = reader.number("free_space_threshold_gb")? {
+        settings.free_space = bytes(free);
+    }
+    let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX);
+    settings.lock_timeout = reader.number("lock_timeout")?.map(seconds);
+    if let Some(hours) = reader.number("resolve_after_hours")? {
+        // Below zero: never.
+        settings.resolve_after = (hours >= 0.0).then(|| seconds(hours * 3600.0));
+    }
+    if let Some(mode) = reader.text("link_mode")? {
+        settings.link_mode = LinkMode::of(&mode).ok_or_else(|| {
+            format!(
+                "{}link_mode: expected auto, reflink, hardlink or copy, found {mode:?}",
+                reader.prefix
+            )
+        })?;
+    }
+    Ok(Some(settings))
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "saturates"
+)]
+fn whole(number: f64) -> usize {
+    number as usize
+}
+
+/// From gigabytes; below zero is none.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "saturates"
+)]
+fn bytes(gigabytes: f64) -> u64 {
+    (gigabytes * f64::from(1 << 30)) as u64
+}
+
+fn cuda_wanted(agent: &Reader<'_>) -> Result<cuda::Wanted, String> {
+    if agent.is_on("cpu_only")? {
+        return Ok(cuda::Wanted::None);
+    }
+    match agent.text("cuda_version")? {
+        None => Ok(cuda::Wanted::OfTheDriver),
+        Some(text) => cuda::Wanted::of(&text)
+            .ok_or_else(|| format!("agent.cuda_version: expected a version, found {text:?}")),
+    }
+}
+
+fn torch(
+    manager: &Reader<'_>,
+    cpu_only: bool,
+    notes: &mut Vec<String>,
+) -> Result<TorchSettings, String> {
+    let nightly = manager.is_on("torch_nightly")?;
+    let (key, template) = match nightly {
+        true => ("nightly_extra_index_url_template", NIGHTLY_TEMPLATE),
+        false => ("extra_index_url_template", TEMPLATE),
+    };
+    let resolve = manager
+        .text("pytorch_resolve")?
+        .unwrap_or_default()
+        .to_lowercase();
+    match resolve.as_str() {
+        "" | "pip" | "none" => {}
+        other => notes.push(format!(
+            "agent.package_manager.pytorch_resolve: {other} is not supported, because the pages \
+             that it reads are not kept up: the rule of \"pip\" is used."
+        )),
+    }
+    Ok(TorchSettings {
+        choose_index: resolve != "none",
+        template: manager.text(key)?.unwrap_or_else(|| template.to_owned()),
+        cpu_only,
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn read(config: Value, env: &[(&str, &str)]) -> Result<Settings, String> {
-        let env = env
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect();
-        Settings::from_lookup(&|key| config.get(key).cloned(), &env)
-    }
-
-    #[test]
-    fn nothing_configured_means_uv_with_pips_answers() {
-        let settings = read(json!({}), &[("HOME", "/nowhere")]).unwrap();
-        assert_eq!(settings.installer, Installer::Uv);
-        assert!(settings.best_of_all_indexes);
-        assert_eq!(settings.optional_packages, ["horovod", "pygobject"]);
-        assert_eq!(settings.cache, Path::new("/nowhere/.clearml"));
-        assert_eq!(settings.skip_venv, SkipVenv::No);
-    }
-
-    #[test]
-    fn who_installs_the_packages() {
-        let manager = "agent.package_manager.type";
-        let replace = "agent.package_manager.uv_replace_pip";
-        for (config, env, installer, uv_projects, unsupported) in [
-            (json!({manager: "pip"}), None, Installer::Uv, false, None),
-            (
-                json!({manager: "pip", replace: false}),
-                None,
-                Installer::Pip,
-                false,
-                None,
-            ),
-            (json!({replace: "no"}), None, Installer::Pip, false, None),
-            (
-                json!({manager: "uv", replace: false}),
-                None,
-                Installer::Uv,
-                true,
-                None,
-            ),
-            (
-                json!({manager: "pip"}),
-                Some("CLEARML_AGENT_FORCE_UV"),
-                Installer::Uv,
-                true,
-                None,
-            ),
-            (
-                json!({manager: "Conda"}),
-                None,
-                Installer::Uv,
-                false,
-                Some("conda"),
-            ),
-            (
-                json!({}),
-                Some("CLEARML_AGENT_FORCE_POETRY"),
-                Installer::Uv,
-                false,
-                Some("poetry"),
-            ),
-        ] {
-            let env: Vec<_> = env.iter().map(|name| (*name, "1")).collect();
-            let settings = read(config.clone(), &env).unwrap();
-            assert_eq!(settings.installer, installer, "{config}");
-            assert_eq!(settings.uv_projects, uv_projects, "{config}");
-            assert_eq!(
-                settings.unsupported_manager.as_deref(),
-                unsupported,
-                "{config}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_skip_variable_is_a_switch_or_an_interpreter() {
-        for (value, skip) in [
-            ("", SkipVenv::No),
-            ("0", SkipVenv::No),
-            ("True", SkipVenv::Yes),
-            (
-                "/opt/py/bin/python",
-                SkipVenv::Into("/opt/py/bin/python".into()),
-            ),
-        ] {
-            let env = [("CLEARML_AGENT_SKIP_PIP_VENV_INSTALL", value)];
-            assert_eq!(read(json!({}), &env).unwrap().skip_venv, skip, "{value}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_value_is_named() {
-        let error = read(json!({"agent.package_manager.force_upgrade": "maybe"}), &[]);
-        assert_eq!(
-            error.unwrap_err(),
-            "agent.package_manager.force_upgrade: expected true or false, found \"maybe\""
-        );
-        let error = read(json!({}), &[("CLEARML_AGENT_FORCE_UV", "perhaps")]);
-        assert!(error.unwrap_err().starts_with("CLEARML_AGENT_FORCE_UV"));
-    }
-
-    #[test]
-    fn index_urls_are_kept_as_secrets() {
-        let config = json!({"agent.package_manager.extra_index_url": "https://u:pw@h/simple"});
-        let env = [("PIP_INDEX_URL", "https://v:pw@h/simple")];
-        let settings = read(config, &env).unwrap();
-        assert_eq!(settings.indexes.extra_urls.len(), 1);
-        assert!(!format!("{settings:?}").contains("pw@"));
-    }
-}
+mod tests;

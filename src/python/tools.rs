@@ -7,9 +7,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::PythonError;
 use super::choice;
+use super::cuda;
 use super::interpreter::{Interpreter, probe};
 use super::settings::{Installer, Settings, SkipVenv};
-use super::tool::find_program;
+use super::tool::{find_program, is_program};
 use super::uv::{self, Uv};
 use crate::console::Console;
 use crate::task::Script;
@@ -56,13 +57,31 @@ pub fn kind(script: &Script, settings: &Settings) -> Kind {
     {
         return Kind::Nothing;
     }
-    if settings.skip_python_env {
+    if settings.skip_python_env || prepared(settings).is_some() {
         return Kind::AsItIs;
     }
     if settings.skip_venv != SkipVenv::No || takes_over_activated_venv(settings) {
         return Kind::Shared;
     }
     Kind::Own
+}
+
+/// The interpreter of an environment that was built beforehand for `--standalone-mode`: that of the
+/// newest Python, where there are several.
+fn prepared(settings: &Settings) -> Option<PathBuf> {
+    let mut found: Vec<((u32, u32), PathBuf)> = std::fs::read_dir(settings.standalone.as_ref()?)
+        .ok()?
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (major, minor) = name.split_once('.')?;
+            let python = entry.path().join("bin/python");
+            let version = (major.parse().ok()?, minor.parse().ok()?);
+            is_program(&python).then_some((version, python))
+        })
+        .collect();
+    found.sort();
+    found.pop().map(|(_, python)| python)
 }
 
 /// In a container whose image has an activated environment, an environment of its own could
@@ -83,6 +102,8 @@ pub struct Tools {
     /// `None`: not looked for yet or not found; then the reason.
     pub uv: Option<Uv>,
     pub(super) uv_missing: Option<String>,
+    /// The CUDA that packages are for.
+    pub cuda: Option<cuda::Version>,
 }
 
 /// Finds the interpreter, and uv (fetched if need be) where the task lists packages.
@@ -101,6 +122,7 @@ pub async fn find_tools(
         interpreter: None,
         uv: None,
         uv_missing: None,
+        cuda: None,
     };
     if kind == Kind::Nothing {
         return Ok(tools);
@@ -124,16 +146,26 @@ pub async fn find_tools(
             .text("pip")
             .is_some_and(|text| has_lines(&text));
     let look_for_uv = async {
-        if !lists_packages || settings.installer == Installer::Pip {
+        let offline = settings.standalone.is_some();
+        if !lists_packages || offline || settings.installer == Installer::Pip {
             return None;
         }
         Some(uv::find_or_fetch(settings, console, stop).await)
     };
-    let (interpreter, uv) = tokio::select! {
-        found = async { tokio::join!(interpreter(script, kind, settings, console), look_for_uv) } => found,
+    let look_for_cuda = async {
+        match kind {
+            Kind::AsItIs | Kind::Nothing => None,
+            Kind::Own | Kind::Shared => cuda::version(settings.cuda).await,
+        }
+    };
+    let (interpreter, uv, cuda) = tokio::select! {
+        found = async {
+            tokio::join!(interpreter(script, kind, settings, console), look_for_uv, look_for_cuda)
+        } => found,
         () = stop.cancelled() => return Err(PythonError::Stopped),
     };
     tools.interpreter = Some(interpreter?);
+    tools.cuda = cuda;
     match uv {
         None => {}
         Some(Ok(uv)) => tools.uv = Some(uv),
@@ -159,6 +191,15 @@ async fn interpreter(
         (SkipVenv::No, Kind::Shared) => Some("python".into()),
         _ => None,
     };
+    if let Some(python) = prepared(settings)
+        && let Ok(found) = probe(&python, &settings.environment).await
+    {
+        console.say(format!(
+            "Environment: {}, which was built beforehand",
+            python.display()
+        ));
+        return Ok(found);
+    }
     if let Some(program) = named {
         let path = match program.contains('/') {
             true => Some(PathBuf::from(&program)),

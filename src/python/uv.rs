@@ -24,6 +24,7 @@ use crate::secret::mask_url_password;
 const OLDEST: (u32, u32, u32) = (0, 5, 0);
 /// For the connection, and for each pause in the answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+const LOCK_POLL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uv {
@@ -57,9 +58,32 @@ pub async fn find_or_fetch(
         return Err("uv is not on this machine, and pip's no-index forbids to fetch it".into());
     }
     tokio::select! {
-        fetched = fetch(settings, console) => fetched.map_err(|e| format!("uv could not be fetched: {e}")),
+        fetched = fetch_once(settings, console) => fetched.map_err(|e| format!("uv could not be fetched: {e}")),
         () = stop.cancelled() => Err("stopped".into()),
     }
+}
+
+/// Of several runs that have no uv, one fetches it and the others wait for it.
+async fn fetch_once(settings: &Settings, console: &Console) -> Result<Uv, String> {
+    let folder = kept(settings);
+    let failed = |e: io::Error| format!("{}: {e}", folder.display());
+    std::fs::create_dir_all(&folder).map_err(failed)?;
+    let lock = std::fs::File::create(folder.join(".lock")).map_err(failed)?;
+    while let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
+        tokio::time::sleep(LOCK_POLL).await;
+    }
+    if let Some(path) = fetched_before(settings)
+        .into_iter()
+        .find(|path| tool::is_program(path))
+        && let Ok(version) = version_of(&path, &settings.environment).await
+        && numbers(&version).is_some_and(|found| found >= OLDEST)
+    {
+        return Ok(Uv {
+            program: path,
+            version,
+        });
+    }
+    fetch(settings, console).await
 }
 
 /// Where uv may be, in the order of trial: named, beside the agent, on PATH, fetched before.
@@ -76,6 +100,13 @@ fn candidates(settings: &Settings) -> Vec<PathBuf> {
             .iter()
             .map(|folder| folder.join("uv")),
     );
+    paths.extend(fetched_before(settings));
+    paths.retain(|path| tool::is_program(path));
+    paths
+}
+
+/// The newest first.
+fn fetched_before(settings: &Settings) -> Vec<PathBuf> {
     let mut fetched = Vec::new();
     if let Ok(entries) = std::fs::read_dir(kept(settings)) {
         for entry in entries.flatten() {
@@ -86,9 +117,7 @@ fn candidates(settings: &Settings) -> Vec<PathBuf> {
         }
     }
     fetched.sort();
-    paths.extend(fetched.into_iter().rev().map(|(_, path)| path));
-    paths.retain(|path| tool::is_program(path));
-    paths
+    fetched.into_iter().rev().map(|(_, path)| path).collect()
 }
 
 /// The folder that fetched versions are kept in, as `uv-VERSION/uv`.
@@ -156,19 +185,7 @@ async fn fetch(settings: &Settings, console: &Console) -> Result<Uv, String> {
     let shown = mask_url_password(index.expose());
     let page = format!("{}/uv/", index.expose().trim_end_matches('/'));
     let page = Url::parse(&page).map_err(|e| format!("index address {shown}: {e}"))?;
-    let trusted = page
-        .host_str()
-        .is_some_and(|host| is_trusted(host, page.port(), &settings.indexes.trusted_hosts));
-    let trust = match &settings.indexes.certificates {
-        _ if trusted || page.scheme() == "http" => Trust::Anything,
-        Some(bundle) => Trust::Bundle(bundle.clone()),
-        None => Trust::System,
-    };
-    let client = client_builder(&trust)?
-        .connect_timeout(PATIENCE)
-        .read_timeout(PATIENCE)
-        .build()
-        .map_err(|e| e.to_string())?;
+    let client = client_for(&page, settings)?;
     let failed = |e: reqwest::Error| {
         let e = e.without_url();
         // The innermost cause is the one that says something.
@@ -249,6 +266,23 @@ async fn fetch(settings: &Settings, console: &Console) -> Result<Uv, String> {
             program: place.join("uv"),
             version,
         })
+}
+
+/// A client that trusts for this address whom pip would trust.
+pub(super) fn client_for(url: &Url, settings: &Settings) -> Result<reqwest::Client, String> {
+    let trusted = url
+        .host_str()
+        .is_some_and(|host| is_trusted(host, url.port(), &settings.indexes.trusted_hosts));
+    let trust = match &settings.indexes.certificates {
+        _ if trusted || url.scheme() == "http" => Trust::Anything,
+        Some(bundle) => Trust::Bundle(bundle.clone()),
+        None => Trust::System,
+    };
+    client_builder(&trust)?
+        .connect_timeout(PATIENCE)
+        .read_timeout(PATIENCE)
+        .build()
+        .map_err(|e| e.to_string())
 }
 
 /// pip's `trusted-host`: a host, or host and port.

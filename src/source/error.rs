@@ -68,6 +68,13 @@ pub enum SourceError {
         /// What to do about each of them.
         next: String,
     },
+    #[error(
+        "repository {url} is not on this machine at the task's revision, and --standalone-mode \
+         fetches nothing\n\
+         Next: run the task here once without --standalone-mode, or put a checkout into \
+         task_repository below agent.venvs_dir"
+    )]
+    Offline { url: String },
 
     #[error("fetching repository {url} failed: {cause}")]
     Fetch {

@@ -118,7 +118,7 @@ impl Mirrors<'_> {
         if shallow && history == History::Whole {
             return Ok(None);
         }
-        if let Wanted::Commit(_) = wanted
+        if (matches!(wanted, Wanted::Commit(_)) || self.network.is_offline())
             && let Some((commit, found_by)) = wanted
                 .find(&repository)
                 .map_err(SourceError::git("reading the cached mirror"))?

@@ -26,6 +26,7 @@ mod program;
 mod revision;
 mod ssh;
 mod ssh_config;
+mod staged;
 mod standalone;
 mod task_init;
 mod url;
@@ -77,6 +78,9 @@ pub struct Request {
     /// Certificate authorities to trust beside the machine's own.
     pub ca_bundle: Option<PathBuf>,
     pub accept_any_certificate: bool,
+    /// `--standalone-mode`: nothing is fetched, and a checkout that was put in this folder
+    /// (`agent.venvs_dir`) beforehand is used.
+    pub staged: Option<PathBuf>,
 }
 
 /// The task's code.
@@ -224,27 +228,36 @@ fn get(
         console,
         stop,
     };
-    let checked_out = check_out(&mirrors, &address, &Wanted::by(script), &root)?;
-    let found_by = checked_out
-        .found_by
-        .map_or_else(String::new, |name| format!(" ({name})"));
-    console.say(format!(
-        "Repository {} at {}{found_by}, {}",
-        address.shown(),
-        checked_out.commit,
-        if checked_out.fetched {
-            "fetched"
-        } else {
-            "from the cached mirror"
-        },
-    ));
+    let staged = request.staged.as_deref();
+    let staged = staged.and_then(|venvs_dir| staged::find(venvs_dir, &address.name()));
+    let commit = match staged {
+        Some(checkout) => staged::copy(&checkout, &root, console)?,
+        None => {
+            let checked_out = check_out(&mirrors, &address, &Wanted::by(script), &root)?;
+            let found_by = checked_out
+                .found_by
+                .map_or_else(String::new, |name| format!(" ({name})"));
+            console.say(format!(
+                "Repository {} at {}{found_by}, {}",
+                address.shown(),
+                checked_out.commit,
+                if checked_out.fetched {
+                    "fetched"
+                } else {
+                    "from the cached mirror"
+                },
+            ));
+            Some(checked_out.commit.to_string())
+        }
+    };
     if changes == Changes::Patch {
-        apply_changes(&root, &script.diff, checked_out.commit, console)?;
+        let commit = commit.as_deref().unwrap_or("of the folder");
+        apply_changes(&root, &script.diff, commit, console)?;
     }
     let mut sources = Sources {
         working_dir: find_working_dir(&root, &working_dir)?,
         root,
-        commit: Some(checked_out.commit.to_string()),
+        commit,
         entry_point,
         kind: Kind::Checkout,
     };
@@ -341,7 +354,7 @@ fn is_folder_of(root: &Path, working_dir: &Path, folder: &str) -> bool {
 fn apply_changes(
     root: &Path,
     text: &str,
-    commit: git2::Oid,
+    commit: &str,
     console: &Console,
 ) -> Result<(), SourceError> {
     let patches = diff::parse(text)?;

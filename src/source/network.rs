@@ -36,6 +36,8 @@ pub(super) struct Network<'a> {
     ssh: Option<SshProgram>,
     pub(super) ca_bundle: Option<&'a Path>,
     pub(super) accept_any_certificate: bool,
+    /// Nothing but repositories on this machine's own disks.
+    offline: bool,
     console: &'a Console,
     pub(super) stop: &'a CancellationToken,
 }
@@ -70,9 +72,14 @@ impl<'a> Network<'a> {
             ssh: SshProgram::find(&request.env, ssh_command.ok()),
             ca_bundle: request.ca_bundle.as_deref(),
             accept_any_certificate: request.accept_any_certificate,
+            offline: request.staged.is_some(),
             console,
             stop,
         })
+    }
+
+    pub(super) fn is_offline(&self) -> bool {
+        self.offline
     }
 
     /// What is known for the server of `address` over http(s).
@@ -119,6 +126,11 @@ impl<'a> Network<'a> {
         address: &Address,
         get: Get<'_>,
     ) -> Result<Option<String>, SourceError> {
+        if self.offline && address.transport != Transport::Local {
+            return Err(SourceError::Offline {
+                url: address.shown(),
+            });
+        }
         let mut failures: Vec<(String, SourceError)> = Vec::new();
         for way in self.ways(into, address) {
             let refused = |error: &SourceError| matches!(error, SourceError::Authentication { .. });

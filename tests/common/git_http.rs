@@ -1,8 +1,7 @@
 //! Real git servers and repositories for tests: `git http-backend` behind a small HTTP server
 //! with optional basic authentication, and repositories made with the git command line.
 
-// Not every test file uses all of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -191,6 +191,9 @@ impl World {
                 command.env_remove(name);
             }
         }
+        if let Some(uv) = uv_of_the_tests() {
+            command.env("CLEARML_BOOTSTRAP_UV_EXEC", uv);
+        }
         command
             .args(words)
             .env("HOME", self.home.path())
@@ -226,6 +229,14 @@ impl World {
             .unwrap();
         Running::new(child)
     }
+}
+
+/// The uv that stands beside `CLEARML_TEST_PYTHON`: a test that is not about fetching one need not
+/// fetch one.
+pub fn uv_of_the_tests() -> Option<PathBuf> {
+    let python = std::env::var_os("CLEARML_TEST_PYTHON")?;
+    let uv = Path::new(&python).with_file_name("uv");
+    uv.is_file().then_some(uv)
 }
 
 /// A folder that all tests share for downloads.

@@ -81,6 +81,7 @@ impl Host {
             env: self.env.clone(),
             ca_bundle: None,
             accept_any_certificate: false,
+            staged: None,
         }
     }
 

@@ -1,0 +1,504 @@
+//! Fills an environment with packages, by uv or pip: which of them, with which flags, in which
+//! order, and what is tried when it fails.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use tokio_util::sync::CancellationToken;
+
+use super::failure::{self, Cause, InstallFailure, classify};
+use super::flags::{fits, pip_requirement, uv_flags};
+use super::freeze;
+use super::git_access::GitAccess;
+use super::requirements::{Line, List, normalise};
+use super::settings::{Installer, Settings};
+use super::tool::{self, Call, Finished, mask};
+use super::tools::{Kind, Tools};
+use super::torch;
+use super::uv::{self, Uv};
+use super::{Environment, PythonError, Variables};
+use crate::console::Console;
+
+fn short(cause: &Cause) -> String {
+    match cause {
+        Cause::NoSuchPackage(name) => format!("no index has {name}"),
+        Cause::Refused { index, .. } => format!("{index} refuses the credentials"),
+        Cause::NoSuchVersion(what) => format!("no version fits {what}"),
+        Cause::Build(_) => "it could not be built".into(),
+        _ => "see above".into(),
+    }
+}
+
+fn io_failed(cause: std::io::Error) -> PythonError {
+    PythonError::Io {
+        what: "the list of packages can't be written to the temporary folder".into(),
+        cause: cause.to_string(),
+    }
+}
+
+/// What a run installs with.
+pub(super) enum With {
+    Uv(Uv),
+    Pip,
+}
+
+/// One environment and the tools that fill it.
+pub(super) struct Filling<'a> {
+    python: &'a Path,
+    env: &'a Environment,
+    tools: &'a Tools,
+    settings: &'a Settings,
+    console: &'a Console,
+    stop: &'a CancellationToken,
+    /// Private: the lists in it may hold passwords of addresses.
+    folder: tempfile::TempDir,
+    git: GitAccess,
+    files: usize,
+}
+
+/// What came of filling an environment.
+pub(super) struct Filled {
+    /// `uv 0.9.9` or `pip`
+    pub installer: String,
+    /// Packages whose failure is tolerated are all there.
+    pub whole: bool,
+}
+
+impl<'a> Filling<'a> {
+    /// `None` where the environment has no Python.
+    pub(super) fn new(
+        env: &'a Environment,
+        tools: &'a Tools,
+        settings: &'a Settings,
+        console: &'a Console,
+        stop: &'a CancellationToken,
+    ) -> Result<Option<Filling<'a>>, PythonError> {
+        let Some(python) = &env.python else {
+            return Ok(None);
+        };
+        Ok(Some(Filling {
+            python,
+            env,
+            tools,
+            settings,
+            console,
+            stop,
+            folder: tempfile::tempdir().map_err(io_failed)?,
+            git: GitAccess::of(&settings.git),
+            files: 0,
+        }))
+    }
+
+    /// Installs the list.
+    pub(super) async fn fill(&mut self, list: &List) -> Result<Filled, PythonError> {
+        let requested = list.names();
+        let mut list = list.clone();
+        self.leave_out_what_is_there(&mut list);
+        self.git.take_from(&mut list);
+        let installer = self.installer().await?;
+        if matches!(installer, With::Uv(_)) && self.env.kind == Kind::Own && !self.env.has_pip() {
+            // The interpreter comes without its pip wheel, and scripts call `python -m pip`.
+            list.add("pip");
+        }
+        if let With::Pip = installer {
+            self.prepare_pip(&requested).await?;
+        }
+        self.add_torch_index(&mut list).await;
+        let mut whole = true;
+        if !list.has_packages() {
+            return Ok(Filled {
+                whole: true,
+                installer: String::new(),
+            });
+        }
+        let tolerated = list.split_off(&self.settings.optional_packages);
+        if list.has_packages() {
+            self.install(&installer, &list).await?;
+        }
+        for (name, alone) in tolerated {
+            match self.install(&installer, &alone).await {
+                Err(PythonError::Install(failure)) => {
+                    whole = false;
+                    self.console.say(format!(
+                        "Note: {name} is not installed ({}), and the run goes on without it: it \
+                         is one of the packages whose failure is tolerated.",
+                        short(&failure.cause)
+                    ));
+                }
+                other => other?,
+            }
+        }
+        Ok(Filled {
+            whole,
+            installer: match installer {
+                With::Uv(uv) => format!("uv {}", uv.version),
+                With::Pip => "pip".into(),
+            },
+        })
+    }
+
+    /// Of an interpreter with packages of its own: what is there in the listed version need not be on
+    /// any index.
+    fn leave_out_what_is_there(&self, list: &mut List) {
+        let shared = self.env.kind == Kind::Shared;
+        if !shared && !self.settings.system_site_packages {
+            return;
+        }
+        let mut folders = self.env.site_packages.clone();
+        if let Some(interpreter) = &self.env.interpreter {
+            folders.extend(interpreter.site_packages.iter().cloned());
+        }
+        let there = freeze::installed(&folders);
+        let mut left_out = Vec::new();
+        list.lines.retain(|line| {
+            let Line::Package {
+                name,
+                pin: Some(pin),
+                ..
+            } = line
+            else {
+                return true;
+            };
+            let same = there
+                .iter()
+                .any(|package| normalise(&package.name) == *name && package.version == *pin);
+            if same {
+                left_out.push(name.clone());
+            }
+            !same
+        });
+        if !left_out.is_empty() {
+            self.console
+                .say(format!("Already there: {}", left_out.join(", ")));
+        }
+    }
+
+    async fn add_torch_index(&self, list: &mut List) {
+        match torch::choose(list, self.tools.cuda, self.settings).await {
+            torch::Choice::NotNeeded => {}
+            torch::Choice::None { note } => self.console.say(format!("Note: {note}.")),
+            torch::Choice::Index { url, note } => {
+                self.console.say(format!("{note}."));
+                let setting = format!("--extra-index-url {url}");
+                list.lines.insert(0, Line::Setting(setting));
+            }
+        }
+    }
+
+    /// What the list leads to today, one package a line; nothing is installed.
+    pub(super) async fn resolve(&mut self, list: &List) -> Result<Vec<String>, String> {
+        let failed = |error: PythonError| error.to_string();
+        let With::Uv(uv) = self.installer().await.map_err(failed)? else {
+            return Err("pip cannot resolve without installing".into());
+        };
+        let mut list = list.clone();
+        self.git.take_from(&mut list);
+        self.add_torch_index(&mut list).await;
+        let file = self.write(&list.file()).map_err(failed)?;
+        let out = self.folder.path().join("resolved.txt");
+        let mut args: Vec<String> = ["pip", "compile", "--quiet", "--no-progress", "--color"]
+            .map(str::to_owned)
+            .to_vec();
+        args.extend(["never", "--no-header", "--no-annotate", "--python"].map(str::to_owned));
+        args.push(self.python.to_string_lossy().into_owned());
+        if self.settings.indexes.no_index {
+            args.push("--no-index".into());
+        }
+        args.extend(["-o".into(), out.to_string_lossy().into_owned()]);
+        args.push(file.to_string_lossy().into_owned());
+        let told = self.uv_variables(None);
+        let finished = self.call(uv.program, args, told).await.map_err(failed)?;
+        if !finished.succeeded() {
+            return Err("see above".into());
+        }
+        let text = std::fs::read_to_string(&out).map_err(|e| e.to_string())?;
+        let lines = text.lines().map(str::trim);
+        Ok(lines
+            .filter(|line| !line.is_empty() && !line.starts_with(['-', '#']))
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Lets uv take the package anew when it is next installed.
+    pub(super) async fn forget_download(&self, uv: &Uv, name: &str) {
+        let args = ["cache", "clean", "--quiet", name]
+            .map(str::to_owned)
+            .to_vec();
+        let told = self.uv_variables(None);
+        // Where it fails, the package stays as it is, and that will be noticed again.
+        let _ = self.call(uv.program.clone(), args, told).await;
+    }
+
+    async fn installer(&self) -> Result<With, PythonError> {
+        let tools = self.tools;
+        let reason = if self.settings.installer == Installer::Pip {
+            "agent.package_manager.uv_replace_pip is false".to_owned()
+        } else if let Err(flag) = uv_flags(&self.settings.extra_flags) {
+            format!("uv has no flag like pip's {flag} (extra_pip_install_flags)")
+        } else {
+            match (&tools.uv, &tools.uv_missing) {
+                (Some(uv), _) => return Ok(With::Uv(uv.clone())),
+                (None, Some(reason)) => reason.clone(),
+                (None, None) => {
+                    match uv::find_or_fetch(self.settings, self.console, self.stop).await {
+                        Ok(uv) => return Ok(With::Uv(uv)),
+                        Err(_) if self.stop.is_cancelled() => return Err(PythonError::Stopped),
+                        Err(reason) => reason,
+                    }
+                }
+            }
+        };
+        if !self.env.has_pip() {
+            return Err(PythonError::NoInstaller {
+                uv: reason,
+                pip: format!("{} has no pip", self.python.display()),
+            });
+        }
+        self.console
+            .say(format!("Installing with pip, not uv: {reason}."));
+        Ok(With::Pip)
+    }
+
+    /// The pip that the configuration wants, where the configuration wants pip.
+    async fn prepare_pip(&self, requested: &[String]) -> Result<(), PythonError> {
+        let specs = &self.settings.pip_version;
+        let wanted = self.settings.installer == Installer::Pip
+            && self.env.kind == Kind::Own
+            && !specs.is_empty()
+            && !requested.contains(&"pip".to_owned());
+        if !wanted {
+            return Ok(());
+        }
+        let mut args = vec!["--upgrade".to_owned()];
+        args.extend(specs.iter().map(|spec| pip_requirement(spec)));
+        let finished = self.pip(&args).await?;
+        if !finished.succeeded() {
+            self.console.say(format!(
+                "Note: pip could not be brought to agent.package_manager.pip_version ({}): going \
+                 on with the one that is there.",
+                specs.join(", ")
+            ));
+        }
+        Ok(())
+    }
+
+    async fn install(&mut self, with: &With, list: &List) -> Result<(), PythonError> {
+        let file = self.write(&list.file())?;
+        let mut tool = match with {
+            With::Uv(_) => "uv",
+            With::Pip => "pip",
+        };
+        self.console.say(format!("Installing packages with {tool}"));
+        let mut finished = match with {
+            With::Uv(uv) => self.uv(uv, &file, None).await?,
+            With::Pip => self.pip_list(&file).await?,
+        };
+        let pins = list.pins();
+        if let With::Uv(uv) = with
+            && !finished.succeeded()
+            && classify(&finished.last_lines) == Cause::Conflict
+            && !pins.is_empty()
+        {
+            self.console.say(
+                "Note: the versions in the list exclude each other (see above). Installing the \
+                 exact ones as they are listed, as pip's old resolver does.",
+            );
+            let overrides = self.write(&pins)?;
+            finished = self.uv(uv, &file, Some(&overrides)).await?;
+        }
+        if let With::Uv(_) = with
+            && !finished.succeeded()
+            && classify(&finished.last_lines) == Cause::Network
+            && (list.names_an_extra_index() || !self.settings.indexes.extra_urls.is_empty())
+            && self.env.has_pip()
+        {
+            self.console.say(
+                "Note: uv takes nothing where one of the package indexes does not answer; pip \
+                 passes over an extra index: installing with pip.",
+            );
+            (tool, finished) = ("pip", self.pip_list(&file).await?);
+        }
+        if finished.succeeded() {
+            return Ok(());
+        }
+        let mut cause = classify(&finished.last_lines);
+        if cause == Cause::Build(failure::UNNAMED.into())
+            && let Some(only) = list.only_reference()
+        {
+            cause = Cause::Build(mask(only));
+        }
+        if let Cause::NoSuchPackage(name) = &cause
+            && let Some(index) = self.refusing_index(name).await
+        {
+            cause = Cause::Refused {
+                index,
+                name: name.clone(),
+            };
+        }
+        Err(PythonError::Install(InstallFailure {
+            tool,
+            code: finished.code,
+            cause,
+            last_lines: finished.last_lines,
+        }))
+    }
+
+    async fn uv(
+        &self,
+        uv: &Uv,
+        file: &Path,
+        overrides: Option<&Path>,
+    ) -> Result<Finished, PythonError> {
+        let settings = self.settings;
+        let mut args: Vec<String> = ["pip", "install", "--no-progress", "--color", "never"]
+            .map(str::to_owned)
+            .to_vec();
+        args.extend([
+            "--python".into(),
+            self.python.to_string_lossy().into_owned(),
+        ]);
+        if self.env.kind == Kind::Shared {
+            // The configuration asks for this very interpreter.
+            args.push("--break-system-packages".into());
+        }
+        if settings.force_upgrade {
+            args.push("--upgrade".into());
+        }
+        if settings.indexes.no_index {
+            // There is no variable for it.
+            args.push("--no-index".into());
+        }
+        let flags = uv_flags(&settings.extra_flags).unwrap_or_default();
+        args.extend(flags);
+        args.extend(["-r".into(), file.to_string_lossy().into_owned()]);
+
+        let told = self.uv_variables(overrides);
+        self.call(uv.program.clone(), args, told).await
+    }
+
+    /// uv and pip pass over an index that refuses the credentials as if it were empty.
+    async fn refusing_index(&self, requirement: &str) -> Option<String> {
+        let end = requirement
+            .find(['=', '<', '>', '!', '~', '[', ';', ' '])
+            .unwrap_or(requirement.len());
+        let name = normalise(&requirement[..end]);
+        let indexes = &self.settings.indexes;
+        for index in indexes.url.iter().chain(&indexes.extra_urls) {
+            let page = format!("{}/{name}/", index.expose().trim_end_matches('/'));
+            let Ok(page) = url::Url::parse(&page) else {
+                continue;
+            };
+            let Ok(client) = uv::client_for(&page, self.settings) else {
+                continue;
+            };
+            let answer = client.get(page).send().await;
+            if answer.is_ok_and(|a| matches!(a.status().as_u16(), 401 | 403)) {
+                return Some(mask(index.expose()));
+            }
+        }
+        None
+    }
+
+    fn uv_variables(&self, overrides: Option<&Path>) -> Variables {
+        let mut told = base_variables(self.settings);
+        if let Some(overrides) = overrides {
+            told.insert(
+                "UV_OVERRIDE".into(),
+                overrides.to_string_lossy().into_owned(),
+            );
+        }
+        told
+    }
+
+    async fn pip_list(&self, file: &Path) -> Result<Finished, PythonError> {
+        let mut args = self.pip_flags();
+        args.extend(["-r".into(), file.to_string_lossy().into_owned()]);
+        self.pip(&args).await
+    }
+
+    async fn pip(&self, args: &[String]) -> Result<Finished, PythonError> {
+        let mut all: Vec<String> = ["-m", "pip", "--disable-pip-version-check", "install"]
+            .map(str::to_owned)
+            .to_vec();
+        all.extend(["--progress-bar", "off", "--no-input"].map(str::to_owned));
+        all.extend_from_slice(args);
+        let mut told = self.settings.indexes.for_pip(&self.settings.environment);
+        if self.env.kind == Kind::Shared {
+            told.insert("PIP_BREAK_SYSTEM_PACKAGES".into(), "1".into());
+        }
+        self.call(self.python.to_owned(), all, told).await
+    }
+
+    fn pip_flags(&self) -> Vec<String> {
+        let mut flags = Vec::new();
+        let pip = freeze::installed(&self.env.site_packages)
+            .into_iter()
+            .find(|package| package.name == "pip");
+        let legacy = pip.is_some_and(|pip| {
+            let rules = &self.settings.pip_legacy_resolver;
+            rules.iter().any(|rule| fits(&pip.version, rule))
+        });
+        if legacy {
+            flags.push("--use-deprecated=legacy-resolver".into());
+        }
+        flags.extend(self.settings.extra_flags.iter().cloned());
+        if self.settings.force_upgrade {
+            flags.push("--upgrade".into());
+        }
+        flags
+    }
+
+    async fn call(
+        &self,
+        program: PathBuf,
+        args: Vec<String>,
+        told: Variables,
+    ) -> Result<Finished, PythonError> {
+        let inherited = &self.settings.environment;
+        let mut env = tool::environment(inherited, told);
+        env.extend(self.git.variables(inherited));
+        let call = Call {
+            program,
+            args,
+            env,
+            // Not the repository: its pyproject.toml must not change what the list means.
+            dir: self.folder.path().to_owned(),
+        };
+        tool::run(&call, self.console, self.stop).await
+    }
+
+    /// A list in a file that nobody else can read.
+    fn write(&mut self, text: &str) -> Result<PathBuf, PythonError> {
+        use std::os::unix::fs::OpenOptionsExt;
+        self.files += 1;
+        let path = self
+            .folder
+            .path()
+            .join(format!("requirements-{}.txt", self.files));
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io_failed)?;
+        file.write_all(text.as_bytes()).map_err(io_failed)?;
+        Ok(path)
+    }
+}
+
+/// What uv is told, whatever it does.
+pub(super) fn base_variables(settings: &Settings) -> Variables {
+    let mut told = settings.indexes.for_uv(&settings.environment);
+    let mut unless_set = |name: &str, value: String| {
+        if settings.variable(name).is_none() {
+            told.insert(name.into(), value);
+        }
+    };
+    let cache = settings.cache.join("uv-cache");
+    unless_set("UV_CACHE_DIR", cache.to_string_lossy().into_owned());
+    if settings.best_of_all_indexes {
+        unless_set("UV_INDEX_STRATEGY", "unsafe-best-match".into());
+    }
+    told.insert("UV_PYTHON_DOWNLOADS".into(), "never".into());
+    told
+}

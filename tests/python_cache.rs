@@ -1,0 +1,483 @@
+//! Kept environments: what is taken from them, what makes them anew, and that no run changes
+//! another's.
+
+#![expect(clippy::unwrap_used, reason = "a failed expectation ends the test")]
+
+#[path = "common/python.rs"]
+mod bench;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use bench::{Bench, Done};
+use clearml_agent::python::cache::settings::{CacheSettings, LinkMode};
+use clearml_agent::python::cache::store::{Entry, Store};
+use serde_json::json;
+
+/// A machine with a cache, on which several runs come and go.
+struct Machine {
+    dir: tempfile::TempDir,
+    change: fn(&mut CacheSettings),
+}
+
+impl Machine {
+    fn new() -> Machine {
+        Machine {
+            dir: tempfile::tempdir().unwrap(),
+            change: |_| (),
+        }
+    }
+
+    fn settings(&self) -> CacheSettings {
+        let mut settings = CacheSettings::at(self.dir.path().join("venvs-cache"));
+        settings.free_space = 0;
+        (self.change)(&mut settings);
+        settings
+    }
+
+    fn bench(&self) -> Bench {
+        let mut bench = Bench::new();
+        bench.settings.venvs_cache = Some(self.settings());
+        // What is written through a link must reach no other test by uv's cache.
+        bench.settings.cache = self.dir.path().join("clearml");
+        bench
+    }
+
+    async fn run(&self, list: &str) -> (Done, String) {
+        let bench = self.bench();
+        let done = bench.runs("", json!({"pip": list})).await;
+        (done, bench.said())
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        Store::look(&self.settings()).entries()
+    }
+
+    /// Until nothing is done to the one environment in the background.
+    async fn compiled(&self) {
+        while !self.entries()[0].manifest.compiled {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// `clearml-agent cache …` with this cache; exit code and output.
+    fn command(&self, words: &[&str]) -> (i32, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_clearml-agent"))
+            .arg("cache")
+            .args(words)
+            .env_clear()
+            .env("HOME", self.dir.path())
+            .env("CLEARML_AGENT_VENV_CACHE_PATH", self.settings().path)
+            .env(
+                "CLEARML_AGENT__AGENT__VENVS_CACHE__FREE_SPACE_THRESHOLD_GB",
+                "0",
+            )
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(text).unwrap(),
+        )
+    }
+}
+
+fn site_packages(done: &Done) -> PathBuf {
+    done.env.site_packages[0].clone()
+}
+
+#[tokio::test]
+async fn a_second_run_gets_a_copy_and_the_recorded_list_leads_there_too() {
+    let machine = Machine::new();
+    let (first, said) = machine.run("# a remark\ntabulate\nsix==1.16.0\n").await;
+    assert!(
+        said.contains("Environment: built and kept, because the cache is empty: 2 packages"),
+        "{said}"
+    );
+    assert_eq!(machine.entries().len(), 1);
+    let recorded = first.recorded()["pip"].clone();
+    let lines: Vec<&str> = recorded
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|l| l.as_str().unwrap())
+        .collect();
+    for list in ["six == 1.16.0\nTabulate", &lines.join("\n")] {
+        let (done, said) = machine.run(list).await;
+        assert!(said.contains("Environment: from the cache ("), "{said}");
+        assert!(!said.contains("Installing packages"), "{said}");
+        assert_eq!(done.recorded()["pip"], recorded);
+        assert_eq!(
+            done.python("import six, tabulate; print(six.__version__)"),
+            "1.16.0"
+        );
+        assert!(done.env.has_pip());
+    }
+    // Another list is another environment, and the log says so.
+    let (_, said) = machine.run("six==1.15.0").await;
+    assert!(
+        said.contains("because no run here had this list of packages"),
+        "{said}"
+    );
+    assert_eq!(machine.entries().len(), 2);
+}
+
+#[tokio::test]
+async fn a_copy_is_a_whole_environment_of_its_own() {
+    let machine = Machine::new();
+    for _ in 0..2 {
+        let (done, _) = machine.run("tabulate==0.9.0\n").await;
+        let folder = done.env.folder.clone().unwrap();
+        let shown = folder.to_string_lossy();
+        assert_eq!(done.python("import sys; print(sys.prefix)"), shown);
+        // Its programs run its own Python.
+        let text = std::fs::read_to_string(folder.join("bin/tabulate")).unwrap();
+        assert!(
+            text.contains(&*shown) && !text.contains("venvs-cache"),
+            "{text}"
+        );
+        let activated = Command::new("/bin/sh")
+            .arg("-c")
+            .arg(format!(
+                ". '{shown}/bin/activate' && command -v tabulate && pip --version"
+            ))
+            .output()
+            .unwrap();
+        let text = String::from_utf8(activated.stdout).unwrap();
+        assert_eq!(text.matches(&*shown).count(), 2, "{text}");
+        let mut left = Vec::new();
+        mentions(&folder, "venvs-cache", &mut left);
+        assert_eq!(left, Vec::<PathBuf>::new());
+    }
+}
+
+/// Text files below `folder` that mention `word`. Byte code does (it is given the right path when it
+/// is loaded), and so does what is built of C.
+fn mentions(folder: &Path, word: &str, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_symlink() {
+        } else if path.is_dir() {
+            mentions(&path, word, found);
+        } else if std::fs::read_to_string(&path).is_ok_and(|text| text.contains(word)) {
+            found.push(path);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_installs_more_changes_no_other() {
+    let machine = Machine::new();
+    let list = "six==1.16.0\ntabulate==0.9.0";
+    let (first, _) = machine.run(list).await;
+    let pip = |words: &[&str]| {
+        let python = first.env.python.as_ref().unwrap();
+        let output = Command::new(python)
+            .args(["-m", "pip", "--disable-pip-version-check"])
+            .args(words)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    // Other versions, more packages, fewer packages, a path file that is added to, by pip and by uv.
+    pip(&["install", "-q", "six==1.15.0", "toolz"]);
+    pip(&["uninstall", "-q", "-y", "tabulate"]);
+    pip(&[
+        "install",
+        "-q",
+        "--upgrade",
+        "--force-reinstall",
+        "six==1.17.0",
+    ]);
+    if let Some(uv) = &bench::uv_of_this_machine() {
+        let python = first.env.python.as_ref().unwrap();
+        let output = Command::new(uv)
+            .args([
+                "pip",
+                "install",
+                "-q",
+                "--reinstall",
+                "six==1.14.0",
+                "--python",
+            ])
+            .arg(python)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    let (second, said) = machine.run(list).await;
+    assert!(said.contains("from the cache"), "{said}");
+    assert_eq!(
+        second.python("import six, tabulate; print(six.__version__)"),
+        "1.16.0"
+    );
+    assert_eq!(
+        second.recorded()["pip"],
+        json!(["six==1.16.0", "tabulate==0.9.0"])
+    );
+    let (code, text) = machine.command(&["verify"]);
+    assert_eq!(code, 0, "{text}");
+}
+
+#[tokio::test]
+async fn what_is_written_through_a_link_is_noticed_and_not_used() {
+    let mut machine = Machine::new();
+    machine.change = |settings| settings.link_mode = LinkMode::HardLink;
+    let (first, _) = machine.run("six==1.16.0").await;
+    std::fs::write(
+        site_packages(&first).join("six.py"),
+        "__version__ = 'patched'\n",
+    )
+    .unwrap();
+    let (code, text) = machine.command(&["verify"]);
+    assert_eq!(code, 70, "{text}");
+    assert!(text.contains("six.py is not as it was kept"), "{text}");
+
+    let (second, said) = machine.run("six==1.16.0").await;
+    assert!(
+        said.contains("given up, because something has changed its"),
+        "{said}"
+    );
+    assert_eq!(
+        second.python("import six; print(six.__version__)"),
+        "1.16.0"
+    );
+    let (code, text) = machine.command(&["verify"]);
+    assert_eq!(code, 0, "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixteen_runs_at_once_build_one_environment() {
+    let machine = Machine::new();
+    let runs = (0..16).map(|_| machine.run("six==1.16.0\ntabulate==0.9.0"));
+    let mut built = 0;
+    for (done, said) in futures(runs).await {
+        assert_eq!(
+            done.recorded()["pip"],
+            json!(["six==1.16.0", "tabulate==0.9.0"])
+        );
+        built += said.matches("Environment: built and kept").count();
+        assert_eq!(said.matches("Environment: ").count(), 1, "{said}");
+    }
+    assert_eq!(built, 1);
+    assert_eq!(machine.entries().len(), 1);
+}
+
+async fn futures<F: Future>(all: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut all: Vec<_> = all.map(|one| (Some(Box::pin(one)), None)).collect();
+    std::future::poll_fn(|context| {
+        let mut pending = false;
+        for (future, output) in &mut all {
+            if let Some(running) = future {
+                match running.as_mut().poll(context) {
+                    std::task::Poll::Ready(done) => (*future, *output) = (None, Some(done)),
+                    std::task::Poll::Pending => pending = true,
+                }
+            }
+        }
+        match pending {
+            true => std::task::Poll::Pending,
+            false => std::task::Poll::Ready(()),
+        }
+    })
+    .await;
+    all.into_iter().map(|(_, output)| output.unwrap()).collect()
+}
+
+#[tokio::test]
+async fn folders_of_the_checkout_are_installed_anew_into_each_copy() {
+    let machine = Machine::new();
+    for version in ["0.3", "0.4"] {
+        let bench = machine.bench();
+        bench.file(
+            "pkg/setup.py",
+            &format!("from setuptools import setup\nsetup(name='localpkg', version='{version}', py_modules=[], install_requires=['six'])\n"),
+        );
+        let done = bench
+            .runs("", json!({"pip": "tabulate==0.9.0\n-e ./pkg"}))
+            .await;
+        let code = "import importlib.metadata as m, six; print(m.version('localpkg'))";
+        assert_eq!(done.python(code), version, "{}", bench.said());
+        assert_eq!(done.recorded()["pip"][0], "-e ./pkg");
+    }
+    assert_eq!(machine.entries().len(), 1);
+    assert_eq!(machine.entries()[0].manifest.packages, ["tabulate==0.9.0"]);
+}
+
+#[tokio::test]
+async fn a_list_that_leaves_versions_open_is_resolved_anew() {
+    let mut machine = Machine::new();
+    machine.change = |settings| settings.resolve_after = Some(Duration::ZERO);
+    let (_, said) = machine.run("six<1.16").await;
+    assert!(said.contains("built and kept"), "{said}");
+    // It still leads to the same versions.
+    let (_, said) = machine.run("six<1.16").await;
+    assert!(said.contains("from the cache"), "{said}");
+    // The index is away: what is kept will do.
+    let mut bench = machine.bench();
+    let dead = "http://127.0.0.1:9/simple".to_owned();
+    bench
+        .settings
+        .environment
+        .insert("UV_HTTP_RETRIES".into(), "0".into());
+    let alive = bench.settings.clone();
+    let _ = bench.runs("", json!({"pip": "six<1.16"})).await;
+    bench
+        .settings
+        .environment
+        .insert("UV_DEFAULT_INDEX".into(), dead);
+    assert_ne!(alive.environment, bench.settings.environment);
+    // Newer ones are there.
+    let store = Store::look(&machine.settings());
+    let entry = &machine.entries()[0];
+    let manifest = entry.folder.join("manifest.json");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    std::fs::write(&manifest, text.replace("six==1.15.0", "six==1.14.0")).unwrap();
+    let (_, said) = machine.run("six<1.16").await;
+    assert!(said.contains("because newer versions are there"), "{said}");
+    drop(store);
+    // A list that names each version is never resolved again.
+    let (_, _) = machine.run("six==1.15.0").await;
+    let (_, said) = machine.run("six==1.15.0").await;
+    assert!(said.contains("from the cache"), "{said}");
+}
+
+#[tokio::test]
+async fn the_longest_unused_makes_room_and_a_full_disk_keeps_nothing() {
+    let mut machine = Machine::new();
+    machine.change = |settings| settings.max_entries = 1;
+    for version in ["1.15.0", "1.16.0"] {
+        let _ = machine.run(&format!("six=={version}")).await;
+        assert_eq!(
+            machine.entries()[0].manifest.packages,
+            [format!("six=={version}")]
+        );
+        assert_eq!(machine.entries().len(), 1);
+    }
+    machine.change = |settings| settings.free_space = u64::MAX;
+    let (done, said) = machine.run("six==1.17.0").await;
+    assert_eq!(done.python("import six; print(six.__version__)"), "1.17.0");
+    assert!(said.contains("Environment: not kept, because"), "{said}");
+    assert!(said.contains("free_space_threshold_gb"), "{said}");
+}
+
+#[tokio::test]
+async fn a_failed_or_killed_build_leaves_nothing() {
+    let machine = Machine::new();
+    let bench = machine.bench();
+    let _ = bench.fails(json!({"pip": "six==99.0"})).await;
+    let root = Store::look(&machine.settings()).root().to_owned();
+    let left = || -> Vec<String> {
+        let names = std::fs::read_dir(&root).unwrap().flatten();
+        names
+            .map(|e| e.file_name().into_string().unwrap())
+            .filter(|name| name.starts_with('.'))
+            .collect()
+    };
+    assert_eq!(left(), Vec::<String>::new());
+    // As a killed builder leaves it: no lock is held. The next builder of this list, or `prune`,
+    // removes it.
+    let lock = std::fs::read_dir(&root).unwrap().flatten().find_map(|e| {
+        let name = e.file_name().into_string().unwrap();
+        name.strip_suffix(".lock").map(str::to_owned)
+    });
+    std::fs::create_dir_all(root.join(format!(".build-{}-abc123/env", lock.unwrap()))).unwrap();
+    let (code, text) = machine.command(&["prune"]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_command_lists_verifies_and_prunes() {
+    let machine = Machine::new();
+    let (code, text) = machine.command(&["list"]);
+    assert!(code == 0 && text.contains("0 environments"), "{text}");
+    let _ = machine.run("six==1.16.0").await;
+    let (code, text) = machine.command(&["list"]);
+    assert!(code == 0 && text.contains(": six==1.16.0"), "{text}");
+
+    // The same length and time, other contents: only the package's own hashes show it.
+    let entry = &machine.entries()[0];
+    let six = entry.environment().join(
+        entry
+            .files()
+            .unwrap()
+            .text()
+            .lines()
+            .find_map(|l| {
+                l.ends_with("/six.py")
+                    .then(|| l.rsplit(' ').next().unwrap().to_owned())
+            })
+            .unwrap(),
+    );
+    let time = std::fs::metadata(&six).unwrap().modified().unwrap();
+    let text = std::fs::read_to_string(&six).unwrap().replacen('a', "b", 1);
+    std::fs::remove_file(&six).unwrap();
+    std::fs::write(&six, text).unwrap();
+    std::fs::File::options()
+        .append(true)
+        .open(&six)
+        .unwrap()
+        .set_modified(time)
+        .unwrap();
+    let (code, text) = machine.command(&["verify"]);
+    assert_eq!(code, 70, "{text}");
+    assert!(text.contains("six.py has not the contents"), "{text}");
+    let (code, text) = machine.command(&["verify", "--remove"]);
+    assert!(code == 0 && text.contains("damaged, removed"), "{text}");
+
+    let _ = machine.run("six==1.16.0").await;
+    let (code, text) = machine.command(&["prune", "0000"]);
+    assert_eq!(code, 66, "{text}");
+    let (code, text) = machine.command(&["prune", "--all"]);
+    assert!(code == 0 && text.contains("1 environments"), "{text}");
+    assert!(machine.entries().is_empty());
+}
+
+#[tokio::test]
+async fn the_modules_are_compiled_once_beside_the_run() {
+    let machine = Machine::new();
+    let (first, _) = machine.run("six==1.16.0").await;
+    machine.compiled().await;
+    assert!(!site_packages(&first).join("__pycache__").exists());
+    let (second, _) = machine.run("six==1.16.0").await;
+    // It is used as it is: Python has nothing to write.
+    let cached = std::fs::read_dir(site_packages(&second).join("__pycache__")).unwrap();
+    let code = cached
+        .flatten()
+        .find(|e| e.file_name().to_string_lossy().starts_with("six."))
+        .unwrap();
+    let before = code.metadata().unwrap().modified().unwrap();
+    assert_eq!(
+        second.python("import six; print(six.__cached__)"),
+        code.path().to_string_lossy()
+    );
+    assert_eq!(code.metadata().unwrap().modified().unwrap(), before);
+    let (code, text) = machine.command(&["verify"]);
+    assert_eq!(code, 0, "{text}");
+}
+
+#[tokio::test]
+async fn what_was_half_removed_by_hand_is_built_anew() {
+    let machine = Machine::new();
+    for missing in ["env/bin", "env/lib", "files"] {
+        let _ = machine.run("tabulate==0.9.0").await;
+        machine.compiled().await;
+        let path = machine.entries()[0].folder.join(missing);
+        if path.is_dir() {
+            std::fs::remove_dir_all(path).unwrap();
+        } else {
+            std::fs::remove_file(path).unwrap();
+        }
+        let (done, said) = machine.run("tabulate==0.9.0").await;
+        assert!(
+            said.contains("Environment: built and kept"),
+            "{missing}: {said}"
+        );
+        assert_eq!(
+            done.python("import tabulate; print(tabulate.__version__)"),
+            "0.9.0"
+        );
+    }
+}
