@@ -250,6 +250,115 @@ async fn the_scalars_follow_the_tasks_iterations_until_the_sdk_comes() {
     assert!(looks() <= before + 2, "it is not asked again and again");
 }
 
+/// Holds 300 MiB and six threads, and keeps one core busy.
+const LOAD: &str = "\
+import os, threading
+block = bytearray(os.urandom(1024)) * (300 * 1024)
+for _ in range(5):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+print('ready', end='', flush=True)
+while True:
+    sum(range(10000))
+";
+
+/// Ended when dropped.
+struct Load(std::process::Child);
+
+impl Load {
+    /// At work when this returns.
+    fn start() -> Load {
+        let mut child = std::process::Command::new("python3")
+            .args(["-c", LOAD])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 5];
+        let stdout = child.stdout.as_mut().unwrap();
+        stdout.read_exact(&mut ready).unwrap();
+        Load(child)
+    }
+
+    /// The number behind a name in `/proc/PID/status`.
+    fn status(&self, name: &str) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap();
+        let number = line
+            .trim_start_matches(':')
+            .split_whitespace()
+            .next()
+            .unwrap();
+        number.parse().unwrap()
+    }
+
+    /// Nanoseconds on a processor, of its one busy thread.
+    fn processor_time(&self) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/schedstat", self.0.id())).unwrap();
+        text.split(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn the_jobs_figures_are_the_kernels_under_a_load_of_known_size() {
+    let server = Recorded::start();
+    let task = server.create_task(json!({
+        "name": "train", "status": "in_progress", "status_reason": REASON, "last_iteration": 7,
+    }));
+    let load = Load::start();
+    let timing = Timing {
+        sample: Duration::from_millis(100),
+        every: Duration::from_millis(400),
+        ..Timing::default()
+    };
+    let script = Script::default();
+    let no_runtime = serde_json::Map::new();
+    script.started(load.0.id());
+    let before = (std::time::Instant::now(), load.processor_time());
+    let monitor = monitor::start(Report {
+        script: script.clone(),
+        scalars: Some(TaskScalars::new(REASON, &no_runtime, Node::default())),
+        ..report(&server, &task, timing).await
+    });
+    let last = |series: &str| {
+        let state = server.state();
+        let events = state["events"].as_array().unwrap();
+        let found = events.iter().rfind(|e| e["variant"] == series);
+        found.map(|event| event["value"].as_f64().unwrap())
+    };
+    // A rate needs two looks.
+    until(|| last("job_cpu_usage").is_some()).await;
+    let busy = (load.processor_time() - before.1) / 1e9 / before.0.elapsed().as_secs_f64();
+    script.ended();
+    monitor.stop().await;
+
+    assert_eq!(last("job_threads"), Some(load.status("Threads")));
+    assert_eq!(last("job_threads"), Some(6.0));
+    assert_eq!(last("job_processes"), Some(1.0));
+    let memory = last("memory_used_gb").unwrap();
+    let expected = load.status("VmRSS") / 1024.0 / 1024.0;
+    assert!(
+        (memory - expected).abs() < 0.01,
+        "{memory}, the kernel says {expected}"
+    );
+    assert!(memory > 300.0 / 1024.0);
+    // Not exactly the same time.
+    let cores = std::thread::available_parallelism().unwrap().get() as f64;
+    let (usage, expected) = (last("job_cpu_usage").unwrap(), busy * 100.0 / cores);
+    assert!(
+        usage > expected * 0.3 && usage < expected * 3.0,
+        "{usage}, the kernel says {expected}"
+    );
+}
+
 /// Busy and idle time of all cores, from `/proc/stat`.
 fn processor_times() -> (f64, f64) {
     let text = std::fs::read_to_string("/proc/stat").unwrap();

@@ -102,7 +102,8 @@ impl Watch {
             cpu: ticks as f64 / clock_ticks_per_second() as f64 / f64::from(self.cores),
             memory: super::stats::mebibytes(pages * page_size() as u64),
             threads: members.iter().map(|process| process.threads).sum(),
-            processes: members.len() as u64,
+            // One that has ended and waits to be reaped has none.
+            processes: members.iter().filter(|p| p.threads > 0).count() as u64,
             disk,
         })
     }
