@@ -5,6 +5,7 @@
 mod log_server;
 
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;

@@ -9,8 +9,7 @@ use super::outcome::{Outcome, Stage, StopCause};
 use super::prepare::{Prepared, WriteBack};
 use super::run::Run;
 use super::run_dir;
-use super::scheduler::Batch;
-use super::settings::GRACE;
+use super::settings::{GRACE, StopSettings};
 use super::slurm;
 use super::timeline::Phase;
 use crate::api::Session;
@@ -126,17 +125,17 @@ async fn stop(
             () = run.stop.hurried() => {}
         }
     }
-    let grace = async {
-        let grace = grace(run).await;
-        run.console.say(format!(
-            "Stopping the script ({cause}): {}, and SIGKILL if it still runs after {} s",
-            signal::name(settings.signal),
-            grace.as_secs()
-        ));
-        grace
+    let grace = settings.grace();
+    let then = match grace {
+        Some(grace) => format!("if it still runs after {} s", grace.as_secs()),
+        None => "before Slurm sends it (KillWait)".into(),
     };
+    run.console.say(format!(
+        "Stopping the script ({cause}): {}, and SIGKILL {then}",
+        signal::name(settings.signal),
+    ));
     let ended = tokio::select! {
-        ended = job.stop(settings.signal, grace) => Some(ended),
+        ended = job.stop(settings.signal, patience(settings)) => Some(ended),
         () = run.stop.hurried() => None,
     };
     match ended {
@@ -150,13 +149,11 @@ async fn stop(
     }
 }
 
-/// How long the script has to end.
-pub(super) async fn grace(run: &Run) -> Duration {
-    let settings = &run.settings.stop;
-    match (settings.grace, &settings.batch) {
-        (Some(grace), _) => grace,
-        (None, Some(Batch::Slurm { .. })) => slurm::kill_wait().await.map_or(GRACE, slurm::grace),
-        (None, _) => GRACE,
+/// How long the script has to end, by Slurm's word where nobody else says it.
+pub(super) async fn patience(settings: &StopSettings) -> Duration {
+    match settings.grace() {
+        Some(grace) => grace,
+        None => slurm::kill_wait().await.map_or(GRACE, slurm::grace),
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::claim;
+use super::follow::patience;
 use super::job_env::Variables;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause};
@@ -245,9 +246,8 @@ async fn set_up(
         tokio::select! {
             ended = job.wait() => Ok(ended),
             cause = stop.requested() => {
-                let grace = ready(settings.stop.grace.unwrap_or(settings::GRACE));
                 tokio::select! {
-                    _ = job.stop(settings.stop.signal, grace) => {}
+                    _ = job.stop(settings.stop.signal, patience(&settings.stop)) => {}
                     () = stop.hurried() => {}
                 }
                 job.stop(signal::KILL, ready(Duration::ZERO)).await;

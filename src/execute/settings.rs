@@ -82,6 +82,14 @@ pub struct JobSettings {
     pub task_env: bool,
 }
 
+impl StopSettings {
+    /// How long a script has to end; `None`: as long as Slurm leaves it.
+    pub fn grace(&self) -> Option<Duration> {
+        let in_slurm = matches!(self.batch, Some(Batch::Slurm { .. }));
+        self.given_grace.or((!in_slurm).then_some(GRACE))
+    }
+}
+
 /// `--grace` where nobody says otherwise.
 pub const GRACE: Duration = Duration::from_secs(10);
 
@@ -89,8 +97,8 @@ pub const GRACE: Duration = Duration::from_secs(10);
 pub struct StopSettings {
     /// What the script is sent first (`agent.stop_signal`).
     pub signal: i32,
-    /// How long it has then (`--grace`); `None`: what Slurm leaves, or [`GRACE`].
-    pub grace: Option<Duration>,
+    /// How long it has then, where `--grace` says so.
+    given_grace: Option<Duration>,
     /// What becomes of the task when a machine is wanted back; `None`: SIGTERM is a signal like others.
     pub on_preempt: Option<OnPreempt>,
     /// The batch system.
@@ -305,7 +313,7 @@ fn stop_settings(
     let batch = scheduler::batch(inherited);
     Ok(StopSettings {
         signal,
-        grace: args.grace.map(Duration::from_secs),
+        given_grace: args.grace.map(Duration::from_secs),
         on_preempt: args
             .on_preempt
             .or(batch.is_some().then_some(OnPreempt::Stop)),

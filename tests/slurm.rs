@@ -1,0 +1,240 @@
+//! The README's job scripts, as they stand there, on a real Slurm of one node.
+//!
+//! Needs root, slurm-wlm and munge: without them it says so and passes.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "common/slurm.rs"]
+mod slurm;
+
+use std::path::PathBuf;
+
+use common::{World, eventually, script};
+use slurm::Slurm;
+
+/// A Slurm, a server, and the agent on PATH.
+struct Site {
+    slurm: Slurm,
+    world: World,
+}
+
+impl Site {
+    fn new() -> Option<Site> {
+        match Slurm::start() {
+            Ok(slurm) => Some(Site {
+                slurm,
+                world: World::new(),
+            }),
+            Err(why) => {
+                eprintln!("not tested here: {why}");
+                None
+            }
+        }
+    }
+
+    fn queued(&self, text: &str) -> String {
+        let id = self.world.api.create("a job's", script(text));
+        self.world.api.enqueue(&id);
+        id
+    }
+
+    /// Submits a job script of the README, the `number`th of its bash blocks; gives the job's id.
+    fn submit(&self, number: usize, task: &str, words: &[&str]) -> String {
+        let readme = include_str!("../README.md");
+        let block = readme.split("```bash\n").nth(number).unwrap();
+        let (block, _) = block.split_once("```").unwrap();
+        let file = self.world.path(&format!("{}.sh", uuid::Uuid::new_v4()));
+        std::fs::write(&file, block).unwrap();
+        let bin = PathBuf::from(env!("CARGO_BIN_EXE_clearml-agent"));
+        let path = format!(
+            "{}:{}:/usr/sbin",
+            bin.parent().unwrap().display(),
+            std::env::var("PATH").unwrap()
+        );
+        let mut submit = self.slurm.command("sbatch");
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("CLEARML_") {
+                submit.env_remove(name);
+            }
+        }
+        let output = submit
+            .args(["--parsable", "--export=ALL", "--mem=0"])
+            .arg(format!(
+                "--output={}/job-%j.log",
+                self.world.home.path().display()
+            ))
+            .args(words)
+            .arg(file)
+            .current_dir(self.world.home.path())
+            .env("PATH", path)
+            .env("HOME", self.world.home.path())
+            .env("TASK_ID", task)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn output(&self, job: &str) -> String {
+        std::fs::read_to_string(self.world.path(&format!("job-{job}.log"))).unwrap_or_default()
+    }
+
+    fn prints(&self, job: &str, text: &str) {
+        eventually(&format!("job {job} prints {text:?}"), || {
+            self.output(job).contains(text)
+        });
+    }
+
+    /// Waits for the job's end; its exit code.
+    fn ends(&self, job: &str) -> String {
+        eventually(&format!("job {job} has ended"), || {
+            let state = self.slurm.field(job, "JobState");
+            ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED"].contains(&state.as_str())
+        });
+        self.slurm.field(job, "ExitCode")
+    }
+
+    fn has_status(&self, task: &str, status: &str) {
+        eventually(&format!("{task} is {status}"), || {
+            self.world.api.status(task) == status
+        });
+    }
+}
+
+/// The blocks of the README.
+const TASK: usize = 1;
+const ARRAY: usize = 2;
+const RANKS: usize = 3;
+const DRAIN: usize = 4;
+
+const SLEEPER: &str = "\
+import os, signal, sys, time
+def bye(*_):
+    print('checkpoint written', flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, bye)
+print('attempt', os.environ['CLEARML_AGENT_ATTEMPT'], flush=True)
+if os.environ['CLEARML_AGENT_ATTEMPT'] == '1': time.sleep(1000)
+";
+
+#[test]
+fn a_jobs_life() {
+    let Some(site) = Site::new() else { return };
+
+    // Its script's end is the job's.
+    let task = site.queued("print('ran'); raise SystemExit(7)");
+    let job = site.submit(TASK, &task, &[]);
+    assert_eq!(site.ends(&job), "7:0", "{}", site.output(&job));
+    assert_eq!(site.world.api.status(&task), "failed");
+
+    // Cancelled: the script hears of it, and the task is not left running. It is kept for a requeue
+    // that does not come, as the job script says.
+    let task = site.queued(SLEEPER);
+    let job = site.submit(TASK, &task, &[]);
+    site.prints(&job, "attempt 1");
+    site.slurm.ask(&["scontrol", "requeue", &job]);
+    site.prints(&job, "checkpoint written");
+    site.prints(
+        &job,
+        "SIGTERM, and SIGKILL before Slurm sends it (KillWait)",
+    );
+    site.slurm.ask(&[
+        "scontrol",
+        "update",
+        &format!("jobid={job}"),
+        "starttime=now",
+    ]);
+    site.prints(&job, "attempt 2");
+    assert_eq!(site.ends(&job), "0:0", "{}", site.output(&job));
+    assert_eq!(site.world.api.status(&task), "completed");
+
+    // Started once more, it has nothing to do.
+    let again = site.submit(TASK, &task, &[]);
+    assert_eq!(site.ends(&again), "0:0");
+    assert!(site.output(&again).contains("has ended already"));
+
+    // A job of a higher priority takes the node; the first goes on when it is done.
+    let task = site.queued(SLEEPER);
+    let low = site.submit(TASK, &task, &["--partition=low", "--exclusive"]);
+    site.prints(&low, "attempt 1");
+    let quick = site.queued("print('quick')");
+    let high = site.submit(TASK, &quick, &["--partition=high", "--exclusive"]);
+    assert_eq!(site.ends(&high), "0:0", "{}", site.output(&high));
+    site.slurm.ask(&[
+        "scontrol",
+        "update",
+        &format!("jobid={low}"),
+        "starttime=now",
+    ]);
+    site.prints(&low, "attempt 2");
+    assert_eq!(site.ends(&low), "0:0", "{}", site.output(&low));
+    for task in [&task, &quick] {
+        site.has_status(task, "completed");
+    }
+}
+
+#[test]
+fn a_cancelled_job_leaves_no_task_running() {
+    let Some(site) = Site::new() else { return };
+    // One that hears nothing is killed early enough for the status to be written.
+    let deaf = "\
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('attempt', os.environ['CLEARML_AGENT_ATTEMPT'], flush=True)
+time.sleep(1000)
+";
+    for text in [SLEEPER, deaf] {
+        let task = site.queued(text);
+        // Stopped, where nothing else is said.
+        let job = site.submit(DRAIN, &task, &[]);
+        site.prints(&job, "attempt 1");
+        site.slurm.ask(&["scancel", "--full", &job]);
+        site.has_status(&task, "stopped");
+        let reason = site.world.api.reason(&task);
+        assert!(
+            reason.starts_with(&format!("preempted: Slurm job {job} was asked to end")),
+            "{reason}"
+        );
+        if text == SLEEPER {
+            site.prints(&job, "checkpoint written");
+        }
+    }
+}
+
+#[test]
+fn an_array_runs_each_task_once() {
+    let Some(site) = Site::new() else { return };
+    let tasks: Vec<String> = (1..=20)
+        .map(|n| site.queued(&format!("print('number {n}')")))
+        .collect();
+    std::fs::write(site.world.path("tasks.txt"), tasks.join("\n")).unwrap();
+    site.submit(ARRAY, "", &[]);
+    for (task, n) in tasks.iter().zip(1..) {
+        site.has_status(task, "completed");
+        let log = site.world.api.log(task);
+        assert_eq!(log.matches(&format!("number {n}\n")).count(), 1, "{log}");
+    }
+}
+
+#[test]
+fn several_ranks_run_one_task() {
+    let Some(site) = Site::new() else { return };
+    let text =
+        "import os\nprint('rank', os.environ['SLURM_PROCID'], 'of', os.environ['SLURM_NTASKS'])\n";
+    let task = site.queued(text);
+    let job = site.submit(RANKS, &task, &[]);
+    assert_eq!(site.ends(&job), "0:0", "{}", site.output(&job));
+    assert_eq!(site.world.api.status(&task), "completed");
+    for rank in 0..4 {
+        assert!(site.output(&job).contains(&format!("rank {rank} of 4")));
+    }
+
+    // One that fails ends all.
+    let text = "import os, sys, time\nif os.environ['SLURM_PROCID'] == '2': sys.exit(5)\ntime.sleep(1000)\n";
+    let task = site.queued(text);
+    let job = site.submit(RANKS, &task, &[]);
+    assert_ne!(site.ends(&job), "0:0");
+    assert_eq!(site.world.api.status(&task), "failed");
+    let reason = site.world.api.reason(&task);
+    assert_eq!(reason, "rank 2 failed: worker execution exit code 5");
+}
