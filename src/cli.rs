@@ -193,7 +193,8 @@ pub struct ExecuteArgs {
         conflicts_with = "full_monitoring"
     )]
     pub disable_monitoring: bool,
-    /// Send the set-up's log to the server too
+    /// Send the set-up's log to the server too, as a worker whose id says what it has
+    /// (host:gpu0,1)
     #[arg(long, help_heading = "Log and monitoring")]
     pub full_monitoring: bool,
     /// How long the end may wait for a server that does not take the rest of the log, or the status;

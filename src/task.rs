@@ -122,6 +122,18 @@ impl Requirements {
 pub struct Execution {
     /// The id of the queue that the task was put in.
     pub queue: Option<String>,
+    #[serde(deserialize_with = "null_as_default")]
+    pub artifacts: Vec<Artifact>,
+}
+
+/// A file that belongs to the task.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Artifact {
+    #[serde(deserialize_with = "null_as_default")]
+    pub key: String,
+    #[serde(deserialize_with = "null_as_default")]
+    pub uri: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

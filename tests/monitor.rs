@@ -17,7 +17,7 @@ use std::time::Duration;
 use clearml_agent::api::Session;
 use clearml_agent::console::Console;
 use clearml_agent::monitor::gpu::{Source, Visible};
-use clearml_agent::monitor::{self, Node, Report, Script, TaskScalars, Timing, Worker};
+use clearml_agent::monitor::{self, GpuReport, Node, Report, Script, TaskScalars, Timing, Worker};
 use recorded::Recorded;
 use serde_json::{Value, json};
 
@@ -40,7 +40,10 @@ async fn report(server: &Recorded, task: &str, timing: Timing) -> Report {
             visible: Visible::None,
             sysfs: "/sys".into(),
         },
-        default_gpu_usage: Some(100.0),
+        gpu_report: GpuReport {
+            default_usage: Some(100.0),
+            fractions: vec![],
+        },
         script: Script::default(),
         scalars: None,
         timing,

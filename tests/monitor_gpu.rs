@@ -17,8 +17,9 @@ use std::time::Duration;
 
 use clearml_agent::api::Session;
 use clearml_agent::console::Console;
+use clearml_agent::monitor::gpu::health::{self, Asked};
 use clearml_agent::monitor::gpu::{Source, Visible};
-use clearml_agent::monitor::{self, Monitor, Report, Script, Timing, Worker};
+use clearml_agent::monitor::{self, GpuReport, Monitor, Report, Script, Timing, Worker};
 use nvml::{Driver, gpus};
 use recorded::Recorded;
 use serde_json::{Value, json};
@@ -77,7 +78,10 @@ impl Watched {
                 visible,
                 sysfs: "/no/such/sysfs".into(),
             },
-            default_gpu_usage: Some(100.0),
+            gpu_report: GpuReport {
+                default_usage: Some(100.0),
+                fractions: vec![],
+            },
             script: Script::default(),
             scalars: None,
             timing: Timing {
@@ -268,6 +272,71 @@ async fn a_driver_that_hangs_from_the_start_is_given_up() {
     assert!(
         said[0].starts_with("Note: GPU 0: the driver has not answered"),
         "{said:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_check_of_a_driver_that_hangs_ends() {
+    let test = "a_check_of_a_driver_that_hangs_ends";
+    if !is_at_home(test, || Driver::new(&(gpus(2) + "hang 1\n"))) {
+        return;
+    }
+    let source = Source {
+        visible: Visible::All,
+        sysfs: "/no/such/sysfs".into(),
+    };
+    let asked = Asked {
+        named: false,
+        cuda: None,
+    };
+    let found = health::check(&source, &asked, Duration::from_secs(1)).await;
+    assert_eq!(found, ["the GPUs' driver has not answered for 1 s"]);
+}
+
+#[tokio::test]
+async fn a_check_finds_what_the_driver_tells() {
+    const SPEC: &str = "\
+driver 470.82.01
+cuda 11040
+gpu 0 util=1 total=81920 used=100 ecc=2
+gpu 1 total=81920 used=100 retired=1 remapfail=1
+gpu 2 total=81920 used=9000
+gpu 3 total=81920 used=100
+gpu 4 total=81920 used=100
+proc 2 77 8500
+fail 3 15
+";
+    let test = "a_check_finds_what_the_driver_tells";
+    if !is_at_home(test, || Driver::new(SPEC)) {
+        return;
+    }
+    let check = async |visible, cuda| {
+        let source = Source {
+            visible,
+            sysfs: "/no/such/sysfs".into(),
+        };
+        let asked = Asked { named: true, cuda };
+        let mut found = health::check(&source, &asked, health::PATIENCE).await;
+        found.sort();
+        found
+    };
+    assert_eq!(
+        check(Visible::All, Some(126)).await,
+        [
+            "GPU 0: 2 memory error(s) that could not be corrected since the driver was loaded",
+            "GPU 1: a memory row could not be replaced: the device is to be exchanged",
+            "GPU 1: memory pages wait to be taken out of use: it must be reset",
+            "GPU 2: 8992 of its 81920 MiB are held already, by process 77",
+            "GPU 3: the device has fallen off the bus (restart the machine)",
+            "the driver 470.82.01 runs CUDA 11.4 at most, and the configuration asks for 12.6",
+        ]
+    );
+    let four = Visible::Only(vec!["4".into()]);
+    assert_eq!(check(four, None).await, Vec::<String>::new());
+    let missing = Visible::Only(vec!["4".into(), "9".into()]);
+    assert_eq!(
+        check(missing, None).await,
+        ["there is no GPU 9, which the run asks for"]
     );
 }
 

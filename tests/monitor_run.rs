@@ -206,6 +206,8 @@ fn without_monitoring_there_are_no_figures() {
     assert!(scalars(&world, &id).is_empty());
     assert_eq!(world.api.status(&id), "completed");
     assert_eq!(world.api.log(&id), "");
+    let worker = &world.api.task(&id)["last_worker_report"];
+    assert!(worker.is_null(), "no worker reported: {worker}");
 }
 
 fn workers(world: &World) -> Vec<String> {

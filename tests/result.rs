@@ -1,5 +1,5 @@
 //! How a run ended, told to programs: the exit code and the result file. Every row of the README's table
-//! of exit codes is reached here.
+//! of exit codes is reached here, but for the sick GPU's (`monitor_run`).
 #![allow(clippy::unwrap_used)]
 
 mod common;

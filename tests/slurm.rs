@@ -94,6 +94,16 @@ impl Site {
         self.slurm.field(job, "ExitCode")
     }
 
+    /// A job that was put back waits for two minutes by itself.
+    fn start_now(&self, job: &str) {
+        eventually(&format!("job {job} waits"), || {
+            self.slurm.field(job, "JobState") == "PENDING"
+        });
+        let job = format!("jobid={job}");
+        self.slurm
+            .ask(&["scontrol", "update", &job, "starttime=now"]);
+    }
+
     fn has_status(&self, task: &str, status: &str) {
         eventually(&format!("{task} is {status}"), || {
             self.world.api.status(task) == status
@@ -138,12 +148,7 @@ fn a_jobs_life() {
         &job,
         "SIGTERM, and SIGKILL before Slurm sends it (KillWait)",
     );
-    site.slurm.ask(&[
-        "scontrol",
-        "update",
-        &format!("jobid={job}"),
-        "starttime=now",
-    ]);
+    site.start_now(&job);
     site.prints(&job, "attempt 2");
     assert_eq!(site.ends(&job), "0:0", "{}", site.output(&job));
     assert_eq!(site.world.api.status(&task), "completed");
@@ -160,12 +165,7 @@ fn a_jobs_life() {
     let quick = site.queued("print('quick')");
     let high = site.submit(TASK, &quick, &["--partition=high", "--exclusive"]);
     assert_eq!(site.ends(&high), "0:0", "{}", site.output(&high));
-    site.slurm.ask(&[
-        "scontrol",
-        "update",
-        &format!("jobid={low}"),
-        "starttime=now",
-    ]);
+    site.start_now(&low);
     site.prints(&low, "attempt 2");
     assert_eq!(site.ends(&low), "0:0", "{}", site.output(&low));
     for task in [&task, &quick] {

@@ -5,108 +5,15 @@
 
 #[path = "common/git_http.rs"]
 mod git_http;
+#[path = "common/source_host.rs"]
+mod source_host;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
-use clearml_agent::console::Console;
-use clearml_agent::secret::Secret;
-use clearml_agent::source::{GitCredentials, Kind, Request, SourceError, Sources, fetch};
+use clearml_agent::source::{Kind, SourceError};
 use clearml_agent::task::Script;
-use git_http::{GitServer, TestRepo, git_command, git_in, tree};
-use tempfile::TempDir;
-use tokio_util::sync::CancellationToken;
-
-/// A machine with a repository cache, on which runs get their code.
-struct Host {
-    folder: TempDir,
-    said: Arc<Mutex<Vec<String>>>,
-    credentials: GitCredentials,
-    stop: CancellationToken,
-}
-
-impl Host {
-    fn new() -> Host {
-        Host {
-            folder: TempDir::new().unwrap(),
-            said: Arc::default(),
-            credentials: GitCredentials::default(),
-            stop: CancellationToken::new(),
-        }
-    }
-
-    fn with_login(user: &str, password: &str) -> Host {
-        let mut host = Host::new();
-        host.credentials.user = Some(user.to_owned());
-        host.credentials.password = Some(Secret::new(password));
-        host
-    }
-
-    fn cache(&self) -> PathBuf {
-        self.folder.path().join("cache")
-    }
-
-    /// The one mirror in the cache.
-    fn mirror(&self) -> PathBuf {
-        let entries = fs::read_dir(self.cache()).unwrap();
-        let mut folders = entries
-            .map(|e| e.unwrap().path())
-            .filter(|path| path.is_dir());
-        let only = folders.next().expect("no mirror");
-        assert_eq!(folders.next(), None);
-        only
-    }
-
-    fn request(&self, script: &Script) -> Request {
-        let work_dir = tempfile::Builder::new()
-            .prefix("run")
-            .tempdir_in(self.folder.path())
-            .unwrap();
-        Request {
-            script: script.clone(),
-            work_dir: work_dir.keep(),
-            cache: Some(self.cache()),
-            credentials: self.credentials.clone(),
-            ca_bundle: None,
-            accept_any_certificate: false,
-        }
-    }
-
-    fn fetch_request(&self, request: &Request) -> Result<Sources, SourceError> {
-        let said = Arc::clone(&self.said);
-        let console = Console::new(move |line| said.lock().unwrap().push(line.to_owned()));
-        fetch(request, &console, &self.stop)
-    }
-
-    fn fetch(&self, script: &Script) -> Result<Sources, SourceError> {
-        self.fetch_request(&self.request(script))
-    }
-
-    #[track_caller]
-    fn refusal(&self, script: &Script) -> String {
-        self.fetch(script).unwrap_err().to_string()
-    }
-
-    fn said(&self) -> String {
-        self.said.lock().unwrap().join("\n")
-    }
-}
-
-fn script(repository: &str) -> Script {
-    Script {
-        repository: repository.to_owned(),
-        entry_point: "train.py".to_owned(),
-        ..Script::default()
-    }
-}
-
-#[track_caller]
-fn assert_says(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is not in: {text}");
-    }
-}
+use git_http::{GitServer, TestRepo, git_in, tree};
+use source_host::{Host, assert_nowhere, assert_says, script};
 
 // Repositories and their transports.
 
@@ -161,107 +68,6 @@ fn addresses_of_every_local_form_work_also_without_a_cache() {
 }
 
 #[test]
-fn a_known_commit_is_taken_from_the_cache_without_the_remote() {
-    let repo = TestRepo::new();
-    let commit = repo.git(&["rev-parse", "HEAD"]).trim().to_owned();
-    let server = GitServer::start(repo.served_root(), None);
-    let host = Host::new();
-    let wanted = Script {
-        version_num: commit.clone(),
-        ..script(&server.url("up/.git"))
-    };
-    host.fetch(&wanted).unwrap();
-    let requests = server.requests().len();
-    assert!(requests > 0);
-    let sources = host.fetch(&wanted).unwrap();
-    assert_eq!(server.requests().len(), requests);
-    assert_eq!(tree(&sources.root), tree(&repo.folder));
-    assert_says(&host.said(), &["from the cached mirror"]);
-    // The work tree stands alone: the cache may be emptied while a job runs.
-    fs::remove_dir_all(host.cache()).unwrap();
-    assert_eq!(git_in(&sources.root, &["fsck"]), "");
-}
-
-#[test]
-fn passwords_reach_the_server_verbatim_and_stay_nowhere() {
-    let repo = TestRepo::new();
-    let password = "p$HOME`id`\"'\\@/%:é";
-    let server = GitServer::start(repo.served_root(), Some(("bob", password)));
-    let host = Host::with_login("bob", password);
-    let sources = host.fetch(&script(&server.url("up/.git"))).unwrap();
-    let logins: Vec<_> = server
-        .requests()
-        .into_iter()
-        .filter_map(|r| r.login)
-        .collect();
-    assert!(!logins.is_empty());
-    assert!(
-        logins
-            .iter()
-            .all(|login| *login == ("bob".to_owned(), password.to_owned()))
-    );
-    assert_nowhere(host.folder.path(), password);
-    assert!(!host.said().contains(password));
-    assert_eq!(
-        git_in(&sources.root, &["remote", "get-url", "origin"]).trim(),
-        server.url("up/.git")
-    );
-}
-
-#[test]
-fn credentials_in_the_url_are_used_and_not_kept() {
-    let repo = TestRepo::new();
-    let server = GitServer::start(repo.served_root(), Some(("bob", "s3cr/t!")));
-    let host = Host::with_login("somebody", "else");
-    let url = server.url_with("bob:s3cr%2Ft!", "up/.git");
-    let sources = host.fetch(&script(&url)).unwrap();
-    for secret in ["s3cr/t!", "s3cr%2Ft!"] {
-        assert_nowhere(host.folder.path(), secret);
-        assert!(!host.said().contains(secret));
-    }
-    let origin = git_in(&sources.root, &["remote", "get-url", "origin"]);
-    assert_eq!(origin.trim(), server.url("up/.git"));
-}
-
-#[test]
-fn refused_credentials_are_an_error_that_says_what_was_offered() {
-    let repo = TestRepo::new();
-    let server = GitServer::start(repo.served_root(), Some(("bob", "right")));
-    let url = server.url("up/.git");
-    let anonymous = Host::new().refusal(&script(&url));
-    assert_says(
-        &anonymous,
-        &["no access", "--git-user", "no credentials are known"],
-    );
-    let wrong = Host::with_login("bob", "wr0ng");
-    let refused = wrong.refusal(&script(&url));
-    assert_says(
-        &refused,
-        &["no access", &url, "the configured git user and password"],
-    );
-    let in_url = wrong.refusal(&script(&server.url_with("bob:wr1ng", "up/.git")));
-    assert_says(
-        &in_url,
-        &["no access", "the credentials in the repository's URL"],
-    );
-    for text in [refused, in_url, wrong.said()] {
-        assert!(!text.contains("wr0ng") && !text.contains("wr1ng"), "{text}");
-    }
-    let mut other_host = Host::with_login("bob", "right");
-    other_host.credentials.host = Some("git.elsewhere.example".to_owned());
-    assert_says(
-        &other_host.refusal(&script(&url)),
-        &["no credentials are known"],
-    );
-    let sent = server.requests().into_iter().filter_map(|r| r.login);
-    assert!(
-        sent.clone().all(|login| login.1 != "right"),
-        "{:?}",
-        sent.collect::<Vec<_>>()
-    );
-}
-
-#[test]
 fn what_is_not_there_is_told_from_what_cannot_be_reached() {
     let repo = TestRepo::new();
     let server = GitServer::start(repo.served_root(), None);
@@ -285,55 +91,6 @@ fn what_is_not_there_is_told_from_what_cannot_be_reached() {
 }
 
 #[test]
-fn an_unknown_certificate_is_refused_until_it_is_vouched_for() {
-    let repo = TestRepo::new();
-    let folder = TempDir::new().unwrap();
-    let server_named = |name: &str| {
-        let certificate = folder.path().join(format!("{name}.pem"));
-        let key = folder.path().join(format!("{name}.key"));
-        let made = std::process::Command::new("openssl")
-            .args([
-                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-            ])
-            .args(["-subj", "/CN=test"])
-            .args(["-addext", &format!("subjectAltName=DNS:{name}")])
-            .args(["-keyout", key.to_str().unwrap()])
-            .args(["-out", certificate.to_str().unwrap()])
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&made.stderr);
-        assert!(made.status.success(), "{said}");
-        let server = GitServer::start_tls(repo.served_root(), &certificate, &key);
-        (
-            format!("https://localhost:{}/up/.git", server.port()),
-            certificate,
-        )
-    };
-    let (url, certificate) = server_named("localhost");
-    let host = Host::new();
-    let mut request = host.request(&script(&url));
-    let refused = host.fetch_request(&request).unwrap_err();
-    assert!(
-        matches!(refused, SourceError::HostIdentity { .. }),
-        "{refused}"
-    );
-    request.accept_any_certificate = true;
-    host.fetch_request(&request).unwrap();
-    request.accept_any_certificate = false;
-    request.ca_bundle = Some(certificate);
-    host.fetch_request(&request).unwrap();
-    // Vouched for, but under another name.
-    let (url, certificate) = server_named("elsewhere.example");
-    request.script.repository = url;
-    request.ca_bundle = Some(certificate);
-    let refused = host.fetch_request(&request).unwrap_err();
-    assert!(
-        matches!(refused, SourceError::HostIdentity { .. }),
-        "{refused}"
-    );
-}
-
-#[test]
 fn a_stopped_run_stops_fetching() {
     let repo = TestRepo::new();
     let host = Host::new();
@@ -342,184 +99,92 @@ fn a_stopped_run_stops_fetching() {
     assert!(matches!(error, SourceError::Stopped), "{error}");
 }
 
-// The cache.
-
 #[test]
-fn runs_at_the_same_time_share_one_fetch() {
-    let repo = TestRepo::new();
-    let commit = repo.git(&["rev-parse", "HEAD"]).trim().to_owned();
-    let server = GitServer::start(repo.served_root(), None);
-    let host = Host::new();
-    let wanted = Script {
-        version_num: commit,
-        ..script(&server.url("up/.git"))
-    };
-    std::thread::scope(|scope| {
-        let runs: Vec<_> = (0..4)
-            .map(|_| scope.spawn(|| host.fetch(&wanted)))
-            .collect();
-        for run in runs {
-            let sources = run.join().unwrap().unwrap();
-            assert_eq!(tree(&sources.root), tree(&repo.folder));
-        }
-    });
-    let packs = server
-        .requests()
-        .into_iter()
-        .filter(|r| r.path.ends_with("git-upload-pack"));
-    assert_eq!(packs.count(), 1);
-}
-
-#[test]
-fn a_half_made_mirror_is_neither_used_nor_left() {
-    let repo = TestRepo::new();
-    let host = Host::new();
-    host.fetch(&script(&repo.url())).unwrap();
-    let mirror = host.mirror();
-    // As a killed run leaves it: the folder under its temporary name, with part of its content.
-    let name = mirror.file_name().unwrap().to_str().unwrap().to_owned();
-    let half = host.cache().join(format!(".{name}.abcdef"));
-    fs::rename(&mirror, &half).unwrap();
-    fs::remove_dir_all(half.join("objects")).unwrap();
-    let sources = host.fetch(&script(&repo.url())).unwrap();
-    assert_eq!(tree(&sources.root), tree(&repo.folder));
-    assert!(!half.exists() && mirror.exists());
-}
-
-#[test]
-fn what_a_killed_fetch_leaves_in_a_mirror_is_no_obstacle() {
-    let repo = TestRepo::new();
-    let host = Host::new();
-    host.fetch(&script(&repo.url())).unwrap();
-    let mirror = host.mirror();
-    fs::write(mirror.join("refs/heads/main.lock"), "").unwrap();
-    fs::write(mirror.join("objects/pack/pack_git2_abc"), "half").unwrap();
-    repo.write("train.py", "print('newer')\n");
-    let newer = repo.commit("second");
-    let sources = host.fetch(&script(&repo.url())).unwrap();
-    assert_eq!(sources.commit.as_deref(), Some(newer.as_str()));
-    assert!(!mirror.join("objects/pack/pack_git2_abc").exists());
-}
-
-#[test]
-fn a_damaged_mirror_is_made_anew() {
-    let repo = TestRepo::new();
-    let commit = repo.git(&["rev-parse", "HEAD"]).trim().to_owned();
-    let wanted = Script {
-        version_num: commit,
-        ..script(&repo.url())
-    };
-    type Harm = fn(&Path);
-    let harms: [(&str, Harm); 5] = [
-        ("no HEAD", |mirror| {
-            fs::remove_file(mirror.join("HEAD")).unwrap()
-        }),
-        ("no objects", |mirror| {
-            fs::remove_dir_all(mirror.join("objects")).unwrap()
-        }),
-        ("packs cut off", |mirror| {
-            for_each_pack(mirror, |pack| {
-                let content = fs::read(pack).unwrap();
-                fs::remove_file(pack).unwrap();
-                fs::write(pack, &content[..content.len() / 2]).unwrap();
-            });
-        }),
-        ("packs overwritten", |mirror| {
-            for_each_pack(mirror, |pack| {
-                let mut content = fs::read(pack).unwrap();
-                let end = content.len() - 20;
-                content[12..end].fill(0);
-                fs::remove_file(pack).unwrap();
-                fs::write(pack, content).unwrap();
-            });
-        }),
-        ("a file in its place", |mirror| {
-            fs::remove_dir_all(mirror).unwrap();
-            fs::create_dir(mirror).unwrap();
-            fs::write(mirror.join("config"), "[core\n").unwrap();
-        }),
-    ];
-    for (name, harm) in harms {
-        for wanted in [&wanted, &script(&repo.url())] {
-            let host = Host::new();
-            host.fetch(wanted).unwrap();
-            harm(&host.mirror());
-            let sources = host
-                .fetch(wanted)
-                .unwrap_or_else(|error| panic!("{name}: {error}"));
-            assert_eq!(tree(&sources.root), tree(&repo.folder), "{name}");
-            assert_eq!(
-                git_in(&sources.root, &["status", "--porcelain"]),
-                "",
-                "{name}"
-            );
-        }
-    }
-}
-
-fn for_each_pack(mirror: &Path, harm: impl Fn(&Path)) {
-    for entry in fs::read_dir(mirror.join("objects/pack")).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|kind| kind == "pack") {
-            harm(&path);
-        }
-    }
-}
-
-#[test]
-fn a_run_that_waits_for_the_cache_can_be_stopped() {
-    let repo = TestRepo::new();
-    let host = Host::new();
-    host.fetch(&script(&repo.url())).unwrap();
-    let lock = host.mirror().with_extension("lock");
-    let held = fs::File::options().write(true).open(&lock).unwrap();
-    held.lock().unwrap();
-    let (said, heard) = std::sync::mpsc::channel();
-    let console = Console::new(move |line| said.send(line.to_owned()).unwrap());
-    let request = host.request(&script(&repo.url()));
-    let stop = host.stop.clone();
-    let run = std::thread::spawn(move || fetch(&request, &console, &stop));
-    assert_says(&heard.recv().unwrap(), &["Another run is fetching"]);
-    host.stop.cancel();
-    let error = run.join().unwrap().unwrap_err();
-    assert!(matches!(error, SourceError::Stopped), "{error}");
-}
-
-#[test]
-fn the_mirror_is_named_as_alternate_where_links_are_impossible() {
-    let repo = TestRepo::new();
-    let host = Host::new();
-    // Another file system than the temporary folder's, if the machine has one.
-    let Ok(elsewhere) = TempDir::new_in("/dev/shm") else {
-        return;
-    };
-    let mut request = host.request(&script(&repo.url()));
-    request.cache = Some(elsewhere.path().join("cache"));
-    let sources = host.fetch_request(&request).unwrap();
-    assert_eq!(tree(&sources.root), tree(&repo.folder));
-    assert_eq!(git_in(&sources.root, &["fsck"]), "");
-}
-
-#[test]
-fn an_empty_repository_and_files_in_lfs_are_pointed_out() {
-    let host = Host::new();
+fn an_empty_repository_is_pointed_out() {
     let empty = TestRepo::empty();
     assert_says(
-        &host.refusal(&script(&empty.url())),
+        &Host::new().refusal(&script(&empty.url())),
         &["default branch is not in repository"],
     );
+}
+
+// Git LFS.
+
+/// A repository with files in Git LFS, at its root and below.
+fn repo_with_lfs() -> TestRepo {
     let repo = TestRepo::new();
-    repo.write(
-        ".gitattributes",
-        "*.bin filter=lfs diff=lfs merge=lfs -text\n",
-    );
-    repo.write(
-        "model.bin",
-        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-    );
+    repo.git(&["lfs", "install", "--local"]);
+    repo.git(&["lfs", "track", "*.bin"]);
+    repo.write("model.bin", b"weights \0 of the model".repeat(100));
+    repo.write("data/more.bin", "more\n");
     repo.commit("model");
-    host.fetch(&script(&repo.url())).unwrap();
-    assert_says(&host.said(), &["Warning: 1 file(s)", "model.bin"]);
+    repo
+}
+
+#[test]
+fn files_in_lfs_are_downloaded_with_the_runs_credentials() {
+    let repo = repo_with_lfs();
+    let password = "s3cret'$p\"w";
+    let server = GitServer::start(repo.served_root(), Some(("bob", password)));
+    let host = Host::with_login("bob", password);
+    for address in [server.url("up/.git"), repo.url()] {
+        let sources = host
+            .fetch(&script(&address))
+            .unwrap_or_else(|error| panic!("{address}: {error}"));
+        assert!(tree(&sources.root) == tree(&repo.folder), "{address}");
+        assert_eq!(git_in(&sources.root, &["status", "--porcelain"]), "");
+    }
+    assert_nowhere(host.folder.path(), password);
+    // Kept for the next run: no object is downloaded twice.
+    let downloads = |server: &GitServer| {
+        let requests = server.requests().into_iter();
+        requests
+            .filter(|r| r.path.contains("/lfs-object/") && r.login.is_some())
+            .count()
+    };
+    let before = downloads(&server);
+    host.fetch(&script(&server.url("up/.git"))).unwrap();
+    assert_eq!(downloads(&server), before);
+}
+
+#[test]
+fn files_in_lfs_of_a_submodule_are_downloaded_too() {
+    let inner = repo_with_lfs();
+    let outer = TestRepo::new();
+    outer.git(&["submodule", "--quiet", "add", &inner.url(), "models"]);
+    outer.commit("with models");
+    let host = Host::new();
+    let sources = host.fetch(&script(&outer.url())).unwrap();
+    assert!(tree(&sources.root.join("models")) == tree(&inner.folder));
+}
+
+#[test]
+fn without_git_lfs_its_files_are_an_error_unless_nobody_wants_them() {
+    let repo = repo_with_lfs();
+    let mut host = Host::new();
+    let programs = host.folder.path().join("programs");
+    fs::create_dir(&programs).unwrap();
+    let paths = std::env::split_paths(&host.env["PATH"]).map(|folder| folder.join("git"));
+    let git = paths.into_iter().find(|path| path.exists()).unwrap();
+    std::os::unix::fs::symlink(git, programs.join("git")).unwrap();
+    host.env
+        .insert("PATH".into(), programs.display().to_string());
+    assert_says(
+        &host.refusal(&script(&repo.url())),
+        &["2 file(s)", "data/more.bin", "no git-lfs", "Next:"],
+    );
+    host.env.insert("GIT_LFS_SKIP_SMUDGE".into(), "1".into());
+    let sources = host.fetch(&script(&repo.url())).unwrap();
+    let text = fs::read_to_string(sources.root.join("model.bin")).unwrap();
+    assert!(text.starts_with("version https://git-lfs"), "{text}");
+    assert_says(&host.said(), &["left as pointers"]);
+    // Objects that nobody has pushed.
+    let repo = repo_with_lfs();
+    fs::remove_dir_all(repo.folder.join(".git/lfs/objects")).unwrap();
+    assert_says(
+        &Host::new().refusal(&script(&repo.url())),
+        &["from Git LFS failed", "git lfs push"],
+    );
 }
 
 // Revisions.
@@ -805,89 +470,58 @@ fn submodules_are_checked_out_with_theirs() {
     }
 }
 
+// What the environment demands.
+
 #[test]
-fn relative_submodules_use_the_outer_credentials_and_other_hosts_do_not() {
-    let repo = TestRepo::new();
-    let root = repo.served_root().to_owned();
-    repo.git(&[
-        "clone",
-        "--quiet",
-        "--bare",
-        ".",
-        root.join("lib.git").to_str().unwrap(),
-    ]);
-    repo.git(&[
-        "submodule",
-        "--quiet",
-        "add",
-        root.join("lib.git").to_str().unwrap(),
-        "lib",
-    ]);
-    repo.git(&[
-        "config",
-        "--file",
-        ".gitmodules",
-        "submodule.lib.url",
-        "../lib.git",
-    ]);
-    repo.commit("with lib");
-    repo.git(&[
-        "clone",
-        "--quiet",
-        "--bare",
-        ".",
-        root.join("app.git").to_str().unwrap(),
-    ]);
-    let server = GitServer::start(&root, Some(("bob", "pw")));
+fn code_that_is_there_already_is_run_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("src")).unwrap();
+    let text = "from clearml import Task\nTask.init()\nfrom __future__ import annotations\n";
+    fs::write(folder.path().join("src/train.py"), text).unwrap();
     let host = Host::new();
-    let sources = host
-        .fetch(&script(&server.url_with("bob:pw", "app.git")))
-        .unwrap();
-    assert!(sources.root.join("lib/train.py").exists());
-    let url = git_in(&sources.root, &["config", "submodule.lib.url"]);
-    assert_eq!(url.trim(), server.url("lib.git"));
-    // Another host (the same server by another name) is not given what is meant for this one.
-    let elsewhere = server.url("lib.git").replace("127.0.0.1", "localhost");
-    repo.git(&[
-        "config",
-        "--file",
-        ".gitmodules",
-        "submodule.lib.url",
-        &elsewhere,
-    ]);
-    repo.commit("lib elsewhere");
-    repo.git(&[
-        "push",
-        "--quiet",
-        root.join("app.git").to_str().unwrap(),
-        "main",
-    ]);
-    let mut host = Host::with_login("bob", "pw");
-    host.credentials.host = Some("127.0.0.1".to_owned());
-    let refusal = host.refusal(&script(&server.url("app.git")));
-    assert_says(&refusal, &["submodule lib", "no access", "localhost"]);
+    let task = Script {
+        working_dir: "src".into(),
+        diff: "this is not even looked at".into(),
+        version_num: "gone".into(),
+        ..script("https://no-such-host.invalid/a.git")
+    };
+    let mut request = host.request(&task);
+    request.code_dir = Some(folder.path().to_owned());
+    request.force_task_init = true;
+    let sources = host.fetch_request(&request).unwrap();
+    assert_eq!(sources.working_dir, folder.path().join("src"));
+    assert_eq!((sources.commit, sources.kind), (None, Kind::Standalone));
+    let left = fs::read_to_string(folder.path().join("src/train.py"));
+    assert_eq!(left.unwrap(), text);
+    request.script.entry_point = "job.py".into();
+    let refusal = host.fetch_request(&request).unwrap_err().to_string();
+    assert_says(&refusal, &["job.py", "CLEARML_AGENT_FORCE_CODE_DIR"]);
 }
 
-/// No file below `folder` holds `secret`, nor does any name.
-fn assert_nowhere(folder: &Path, secret: &str) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        assert!(
-            !path.to_string_lossy().contains(secret),
-            "{}",
-            path.display()
-        );
-        if path.is_dir() {
-            assert_nowhere(&path, secret);
-        } else {
-            let content = fs::read(&path).unwrap();
-            let found = content
-                .windows(secret.len())
-                .any(|bytes| bytes == secret.as_bytes());
-            assert!(!found, "in {}", path.display());
-        }
-    }
+#[test]
+fn injected_calls_of_the_sdk_stand_where_python_takes_them() {
+    let repo = TestRepo::new();
+    let head = "'''text'''\nfrom __future__ import annotations\n";
+    repo.write("train.py", format!("{head}import os\n"));
+    repo.commit("future");
+    let injected = "from clearml import Task\n(__name__ != \"__main__\") or Task.init()\n";
+    let expected = format!("{head}{injected}import os\n");
+    let host = Host::new();
+    let diff = "diff --git a/train.py b/train.py\n--- a/train.py\n+++ b/train.py\n@@ -0,0 +1,2 @@\n\
+                +from clearml import Task\n+(__name__ != \"__main__\") or Task.init()\n";
+    let task = Script {
+        diff: diff.into(),
+        entry_point: "train.py --lr 1".into(),
+        ..script(&repo.url())
+    };
+    let sources = host.fetch(&task).unwrap();
+    let text = fs::read_to_string(sources.root.join("train.py")).unwrap();
+    assert_eq!(text, expected);
+    // None is there, and one is demanded.
+    let mut request = host.request(&script(&repo.url()));
+    request.force_task_init = true;
+    let sources = host.fetch_request(&request).unwrap();
+    let text = fs::read_to_string(sources.root.join("train.py")).unwrap();
+    assert_eq!(text, expected);
+    assert_says(&host.said(), &["moved below", "was added"]);
 }
-
-#[path = "common/source_diffs.rs"]
-mod source_diffs;

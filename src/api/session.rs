@@ -141,6 +141,11 @@ impl Session {
         &self.host
     }
 
+    /// Whether the server is the open-source one, or has no more than it.
+    pub async fn is_basic(&self) -> bool {
+        self.token.lock().await.feature_set() == "basic"
+    }
+
     /// Calls `endpoint` (`service.action`) with a JSON body.
     pub async fn call<T: DeserializeOwned>(
         &self,
@@ -165,6 +170,26 @@ impl Session {
     ) -> Result<T, ApiError> {
         self.send(endpoint, "application/json-lines", body, patience)
             .await
+    }
+
+    /// Gets a file from a file server: with this session's token only where it is ClearML's own.
+    pub async fn download(
+        &self,
+        url: &Url,
+        with_token: bool,
+        patience: Patience,
+    ) -> Result<Vec<u8>, ApiError> {
+        let mut request = self.client.get(url.clone());
+        if with_token {
+            request = request.header(AUTHORIZATION, self.bearer(patience).await?);
+        }
+        match self.persist(request, patience).await? {
+            (200, body) => Ok(body),
+            (status, _) => Err(ApiError::UnexpectedAnswer {
+                endpoint: "the file server",
+                cause: format!("HTTP {status}"),
+            }),
+        }
     }
 
     async fn send<T: DeserializeOwned>(

@@ -23,8 +23,9 @@ struct Life {
     iat: u64,
 }
 
-#[derive(Deserialize)]
-struct Claims {
+#[derive(Debug, Default, Deserialize)]
+struct Features {
+    #[serde(default)]
     feature_set: Option<String>,
 }
 
@@ -32,18 +33,22 @@ impl Token {
     /// Takes any text: a token that is no JWT is just never known to be near its end.
     pub fn new(value: impl Into<String>) -> Self {
         let value = value.into();
-        let payload = value
+        let claims = value
             .split('.')
             .nth(1)
             .and_then(|payload| URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok())
             .unwrap_or_default();
+        let features: Features = serde_json::from_slice(&claims).unwrap_or_default();
         Self {
             value: Secret::new(value),
-            life: serde_json::from_slice(&payload).ok(),
-            feature_set: serde_json::from_slice(&payload)
-                .ok()
-                .and_then(|claims: Claims| claims.feature_set),
+            life: serde_json::from_slice(&claims).ok(),
+            feature_set: features.feature_set.filter(|set| !set.is_empty()),
         }
+    }
+
+    /// What the server can do, in its own word: `basic` is the open-source one.
+    pub fn feature_set(&self) -> &str {
+        self.feature_set.as_deref().unwrap_or("basic")
     }
 
     /// Whether the server says that it offers `feature_set`.
@@ -67,6 +72,19 @@ mod tests {
 
     fn token(payload: &str) -> Token {
         Token::new(format!("e30.{}.sig", URL_SAFE_NO_PAD.encode(payload)))
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_is_basic() {
+        for (payload, expected) in [
+            (r#"{"exp": 1, "feature_set": "advanced"}"#, "advanced"),
+            (r#"{"feature_set": "pro"}"#, "pro"),
+            (r#"{"exp": 1, "feature_set": null}"#, "basic"),
+            (r#"{"exp": 1}"#, "basic"),
+            ("no JSON", "basic"),
+        ] {
+            assert_eq!(token(payload).feature_set(), expected, "{payload}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::outcome::{Outcome, Stage, StopCause};
 use super::prepare::{Prepared, WriteBack};
 use super::run::Run;
 use super::run_dir;
-use super::settings::{GRACE, StopSettings};
+use super::settings::GRACE;
 use super::slurm;
 use super::timeline::Phase;
 use crate::api::Session;
@@ -125,8 +125,7 @@ async fn stop(
             () = run.stop.hurried() => {}
         }
     }
-    let grace = settings.grace();
-    let then = match grace {
+    let then = match settings.grace() {
         Some(grace) => format!("if it still runs after {} s", grace.as_secs()),
         None => "before Slurm sends it (KillWait)".into(),
     };
@@ -135,7 +134,7 @@ async fn stop(
         signal::name(settings.signal),
     ));
     let ended = tokio::select! {
-        ended = job.stop(settings.signal, patience(settings)) => Some(ended),
+        ended = job.stop(settings.signal, grace(run)) => Some(ended),
         () = run.stop.hurried() => None,
     };
     match ended {
@@ -149,9 +148,9 @@ async fn stop(
     }
 }
 
-/// How long the script has to end, by Slurm's word where nobody else says it.
-pub(super) async fn patience(settings: &StopSettings) -> Duration {
-    match settings.grace() {
+/// How long the script has to end.
+pub(super) async fn grace(run: &Run) -> Duration {
+    match run.settings.stop.grace() {
         Some(grace) => grace,
         None => slurm::kill_wait().await.map_or(GRACE, slurm::grace),
     }

@@ -18,7 +18,7 @@ pub(super) async fn check(
         return Ok(());
     }
     let found = tokio::select! {
-        found = health::check(&settings.gpus, &settings.asked) => found,
+        found = health::check(&settings.gpus, &settings.asked, health::PATIENCE) => found,
         cause = stop.requested() => return Err(interrupted(&cause)),
     };
     match settings.health_check {

@@ -115,7 +115,7 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
         None => look_up(&engine, &plan.image, &user).await?,
     };
     let mounts = mount_caches(run, settings, &engine, &image_id, &looked_up);
-    let words = inside::words(run, follow::patience(&run.settings.stop).await);
+    let words = inside::words(run, follow::grace(run).await);
     let body = complete(run, settings, &plan, &engine, &mounts, me.as_ref(), words);
     let container = Container::create(
         &engine,
@@ -492,7 +492,7 @@ async fn stop(
         _ => Duration::ZERO,
     };
     let limit = callback
-        .saturating_add(follow::patience(settings).await)
+        .saturating_add(follow::grace(run).await)
         .saturating_add(INNER_GRACE);
     let asked = match serde_json::to_string(cause) {
         Ok(order) => input.line(&order).await,

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::claim;
-use super::follow::patience;
 use super::job_env::Variables;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause};
@@ -246,8 +245,9 @@ async fn set_up(
         tokio::select! {
             ended = job.wait() => Ok(ended),
             cause = stop.requested() => {
+                let grace = ready(settings.stop.grace().unwrap_or(settings::GRACE));
                 tokio::select! {
-                    _ = job.stop(settings.stop.signal, patience(&settings.stop)) => {}
+                    _ = job.stop(settings.stop.signal, grace) => {}
                     () = stop.hurried() => {}
                 }
                 job.stop(signal::KILL, ready(Duration::ZERO)).await;

@@ -8,7 +8,7 @@ use super::job_env::{self, Gpus, Variables};
 use super::run::Run;
 use super::settings::SettingsError;
 use crate::config::Config;
-use crate::monitor::{self, Layout, Node, TaskScalars, gpu};
+use crate::monitor::{self, GpuReport, Layout, Node, TaskScalars, gpu};
 use crate::task::Status;
 
 /// What is decided about it before the first request.
@@ -17,8 +17,7 @@ pub struct MonitorSettings {
     /// `agent.resource_monitoring.disk_use_path`, or the home folder.
     pub disk: PathBuf,
     pub gpus: gpu::Source,
-    /// `agent.resource_monitoring.default_gpu_utilization`
-    pub default_gpu_usage: Option<f64>,
+    pub gpu_report: GpuReport,
     /// `agent.gpu_health_check`
     pub health_check: gpu::health::Check,
     pub asked: gpu::health::Asked,
@@ -44,7 +43,7 @@ impl MonitorSettings {
                 "{HEALTH_CHECK} is {text:?}: it can be off, warn or refuse"
             ))
         })?;
-        let default_gpu_usage = match config.value(DEFAULT_USAGE) {
+        let default_usage = match config.value(DEFAULT_USAGE) {
             // Set to null: then there is no figure.
             Some(serde_json::Value::Null) => None,
             _ => Some(config.number(DEFAULT_USAGE)?.unwrap_or(100.0)),
@@ -65,7 +64,10 @@ impl MonitorSettings {
                 visible,
                 sysfs: Path::new("/sys").to_owned(),
             },
-            default_gpu_usage,
+            gpu_report: GpuReport {
+                default_usage,
+                fractions: fractions(inherited.get("CLEARML_AGENT_GPU_FRACTIONS")),
+            },
             health_check,
             tags: tags.and_then(|t| shlex::split(t)).unwrap_or_default(),
             node: Node::from_env(|name| inherited.get(name).map(String::as_str)),
@@ -89,6 +91,14 @@ fn visible(env: &Variables) -> gpu::Visible {
         get("CUDA_VISIBLE_DEVICES"),
         folder,
     )
+}
+
+/// `0.5,0.25`. The variable's other form, MIG profiles with their counts, says how the GPUs are divided
+/// and not what of them is the job's: then each instance counts whole.
+fn fractions(text: Option<&String>) -> Vec<f64> {
+    let numbers = text.into_iter().flat_map(|text| text.split(','));
+    let numbers: Option<Vec<f64>> = numbers.map(|n| n.trim().parse().ok()).collect();
+    numbers.unwrap_or_default()
 }
 
 /// `12.6.3`, `12.6`, `126` and `12` as ten times major plus minor; a bare number below 60 is a major
@@ -125,7 +135,7 @@ impl Run {
             task: task.id.clone(),
             disk_path: settings.disk.clone(),
             gpus: settings.gpus.clone(),
-            default_gpu_usage: settings.default_gpu_usage,
+            gpu_report: settings.gpu_report.clone(),
             script: self.script.clone(),
             scalars,
             timing: monitor::Timing::default(),
@@ -137,6 +147,14 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fractions_of_gpus() {
+        let read = |text: &str| fractions(Some(&text.to_owned()));
+        assert_eq!(read("0.5, 0.250"), [0.5, 0.25]);
+        assert!(read("nvidia.com/mig-1g.10gb:2").is_empty());
+        assert!(fractions(None).is_empty());
+    }
 
     #[test]
     fn cuda_versions() {

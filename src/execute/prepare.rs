@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::job_env::{self, Told, Variables};
+use super::large_diff;
 use super::outcome::{Outcome, Stage, StopCause};
 use super::result::Versions;
 use super::run::Run;
@@ -57,6 +58,7 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
                 .into(),
         });
     };
+    let script = forced(run, script);
     run.console.say(describe(&run.task, &script));
     if let Err(error) = run.settings.config.write_files(&run.console) {
         return Err(Outcome::Failed {
@@ -223,6 +225,24 @@ impl From<SourceError> for Failure {
     }
 }
 
+/// The script with what `CLEARML_AGENT_FORCE_EXEC_SCRIPT` puts in its place.
+fn forced(run: &Run, script: Script) -> Script {
+    match run.settings.git.force_script.clone() {
+        None => script,
+        Some((working_dir, entry_point)) => {
+            run.console.say(format!(
+                "CLEARML_AGENT_FORCE_EXEC_SCRIPT: {entry_point} in {working_dir} is run in place of the \
+                 task's entry point"
+            ));
+            Script {
+                working_dir,
+                entry_point,
+                ..script
+            }
+        }
+    }
+}
+
 /// How long a fetch has to notice the stop: libgit2 asks now and then, but not while a server says
 /// nothing.
 const FETCH_STOPS_WITHIN: Duration = Duration::from_secs(1);
@@ -234,6 +254,12 @@ async fn fetch(
     dir: &Path,
     token: CancellationToken,
 ) -> Result<Sources, Failure> {
+    let script = large_diff::whole(run, script)
+        .await
+        .map_err(|cause| Failure::Failed {
+            stage: Stage::Checkout,
+            cause,
+        })?;
     let git = &run.settings.git;
     let (ca_bundle, accept_any_certificate) = match &git.trust {
         Trust::System => (None, false),
@@ -241,10 +267,16 @@ async fn fetch(
         Trust::Anything => (None, true),
     };
     let request = source::Request {
-        script: script.clone(),
+        script,
+        code_dir: git.code_dir.clone(),
+        force_task_init: run.settings.python.force_task_init,
         work_dir: dir.to_owned(),
         cache: git.cache.clone(),
+        clone_on_pull_fail: git.clone_on_pull_fail,
+        shallow: git.shallow,
         credentials: git.credentials.clone(),
+        protocol: git.protocol.clone(),
+        env: run.settings.job.inherited.clone(),
         ca_bundle,
         accept_any_certificate,
     };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::abort_callback::Callback;
 use super::claim::Mode;
+use super::git_settings;
 use super::job_env::{self, Gpus, Variables};
 use super::monitoring::MonitorSettings;
 use super::node;
@@ -19,8 +20,7 @@ use crate::container::settings as container;
 use crate::mask::Mask;
 use crate::process::{guard, signal};
 use crate::python;
-use crate::secret::Secret;
-use crate::source::GitCredentials;
+use crate::source::{self, GitCredentials};
 
 /// Everything that is decided before the first request.
 #[derive(Debug)]
@@ -123,9 +123,18 @@ pub struct JournalSettings {
 
 #[derive(Debug)]
 pub struct GitSettings {
+    /// `CLEARML_AGENT_FORCE_CODE_DIR`.
+    pub code_dir: Option<PathBuf>,
+    /// `CLEARML_AGENT_FORCE_EXEC_SCRIPT`: working directory and entry point, in place of the task's.
+    pub force_script: Option<(String, String)>,
     pub credentials: GitCredentials,
+    pub protocol: source::Protocol,
     /// The folder of mirrors, where `agent.vcs_cache` is on.
     pub cache: Option<PathBuf>,
+    /// `agent.vcs_cache.clone_on_pull_fail`.
+    pub clone_on_pull_fail: bool,
+    /// `agent.vcs_cache.shallow`.
+    pub shallow: bool,
     pub trust: Trust,
 }
 
@@ -234,12 +243,19 @@ pub fn resolve(
         place,
         log_file: args.log_file.as_deref().map(absolute),
         git: GitSettings {
-            credentials: git_credentials(args, &config),
+            code_dir: git_settings::code_dir(&inherited),
+            force_script: git_settings::force_script(&inherited),
+            credentials: git_settings::credentials(args, &config)?,
+            protocol: git_settings::protocol(&config)?,
             cache: if vcs_cache {
                 Some(folder("agent.vcs_cache.path")?)
             } else {
                 None
             },
+            clone_on_pull_fail: config
+                .flag("agent.vcs_cache.clone_on_pull_fail")?
+                .unwrap_or(false),
+            shallow: config.flag("agent.vcs_cache.shallow")?.unwrap_or(true),
             trust: endpoint.trust.clone(),
         },
         python: python::Settings::from_lookup(&|key| config.value(key).cloned(), &inherited)
@@ -412,19 +428,6 @@ fn monitoring(args: &ExecuteArgs) -> Monitoring {
         (true, _) => Monitoring::Off,
         (false, true) => Monitoring::Full,
         (false, false) => Monitoring::Job,
-    }
-}
-
-/// `--git-user` and `--git-pass` come before the environment and the configuration, value by value.
-fn git_credentials(args: &ExecuteArgs, config: &Config) -> GitCredentials {
-    let typed_or_configured = |typed: &Option<String>, key| {
-        let typed = typed.clone().filter(|value| !value.is_empty());
-        typed.or_else(|| config.text(key))
-    };
-    GitCredentials {
-        user: typed_or_configured(&args.git_user, "agent.git_user"),
-        password: typed_or_configured(&args.git_pass, "agent.git_pass").map(Secret::new),
-        host: config.text("agent.git_host"),
     }
 }
 

@@ -10,6 +10,7 @@ mod host;
 mod job;
 mod scalars;
 mod stats;
+mod status;
 mod task;
 
 use std::path::PathBuf;
@@ -26,7 +27,9 @@ use host::Host;
 use job::Life;
 pub use job::Script;
 pub use scalars::{Layout, Node};
-use stats::{MachineStats, Period};
+use stats::Period;
+pub use status::GpuReport;
+use status::MachineStats;
 pub use task::TaskScalars;
 
 /// What is reported, where and when.
@@ -38,9 +41,7 @@ pub struct Report {
     /// `disk_free_home` is that of the file system with this path.
     pub disk_path: PathBuf,
     pub gpus: gpu::Source,
-    /// What a GPU's usage counts as whose driver does not tell it
-    /// (`agent.resource_monitoring.default_gpu_utilization`).
-    pub default_gpu_usage: Option<f64>,
+    pub gpu_report: GpuReport,
     /// The job, once there is one.
     pub script: Script,
     /// `None`: the task gets no scalars from here.
@@ -89,9 +90,15 @@ pub struct Monitor {
     stop: CancellationToken,
     reporter: JoinHandle<()>,
     scalars: JoinHandle<()>,
-    /// The sampler ends when this is dropped.
-    _sampling: mpsc::Sender<()>,
+    /// The threads end when this is dropped.
+    sampling: Option<mpsc::Sender<()>>,
+    /// Nothing comes; closed when the threads have ended.
+    alive: tokio::sync::mpsc::Receiver<()>,
 }
+
+/// How long the end waits for the threads. To leave while one is inside the driver's library would be
+/// to take that library away from under it; one that hangs in there cannot be helped.
+const THREADS_LIMIT: Duration = Duration::from_millis(500);
 
 /// Samples that wait to be reported.
 #[derive(Debug, Default)]
@@ -105,14 +112,16 @@ struct Periods {
 pub fn start(report: Report) -> Monitor {
     let stop = CancellationToken::new();
     let periods = Arc::new(Mutex::new(Periods::default()));
-    let sampling = sample(&report, periods.clone());
+    let (alive, ended) = tokio::sync::mpsc::channel(1);
+    let sampling = sample(&report, periods.clone(), alive);
     let scalars = tokio::spawn(task::tell(report.clone(), periods.clone(), stop.clone()));
     let reporter = tokio::spawn(run(report, periods, stop.clone()));
     Monitor {
         stop,
         reporter,
         scalars,
-        _sampling: sampling,
+        sampling: Some(sampling),
+        alive: ended,
     }
 }
 
@@ -121,10 +130,17 @@ impl Monitor {
     /// server's list is the caller's.
     pub async fn stop(mut self) {
         self.stop.cancel();
+        self.sampling = None;
         for task in [&mut self.reporter, &mut self.scalars] {
             if let Err(error) = task.await {
                 tracing::debug!(%error, "the monitor did not end well");
             }
+        }
+        if tokio::time::timeout(THREADS_LIMIT, self.alive.recv())
+            .await
+            .is_err()
+        {
+            tracing::debug!("a thread of the monitor has not ended");
         }
     }
 }
@@ -139,6 +155,7 @@ impl Drop for Monitor {
 async fn run(report: Report, periods: Arc<Mutex<Periods>>, stop: CancellationToken) {
     let reports = async {
         send(&report, None).await;
+        let fractions = !report.session.is_basic().await;
         let mut pause = report.timing.first;
         loop {
             tokio::time::sleep(pause).await;
@@ -148,7 +165,7 @@ async fn run(report: Report, periods: Arc<Mutex<Periods>>, stop: CancellationTok
                 periods.worker.clear();
                 averages
             };
-            let stats = averages.map(|a| MachineStats::of(&a, report.default_gpu_usage));
+            let stats = averages.map(|a| MachineStats::of(&a, &report.gpu_report, fractions));
             send(&report, stats.as_ref()).await;
             pause = report.timing.every;
         }
@@ -176,7 +193,7 @@ async fn send(report: &Report, stats: Option<&MachineStats>) {
 
 /// Samples into `periods` until the returned end is dropped. On a thread of its own: the figures
 /// come from files, and one on a file system that hangs must not hold up anything else.
-fn sample(report: &Report, periods: Arc<Mutex<Periods>>) -> mpsc::Sender<()> {
+fn sample(report: &Report, periods: Arc<Mutex<Periods>>, alive: gpu::Alive) -> mpsc::Sender<()> {
     let (end, ended) = mpsc::channel::<()>();
     let Report {
         disk_path,
@@ -204,7 +221,7 @@ fn sample(report: &Report, periods: Arc<Mutex<Periods>>) -> mpsc::Sender<()> {
             patience: timing.driver,
         };
         let pids = gpu::Pids::default();
-        let gpus = gpu::Watch::start(gpus, &rhythm, pids.clone(), console);
+        let gpus = gpu::Watch::start(gpus, &rhythm, pids.clone(), console, alive);
         let script = script.subscribe();
         let mut job: Option<job::Watch> = None;
         while still_wanted() {

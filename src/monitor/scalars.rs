@@ -19,7 +19,7 @@ pub struct Scalar {
     pub value: f64,
 }
 
-/// `default_usage`: as in `MachineStats::of`.
+/// `default_usage`: as in `GpuReport`.
 pub fn scalars(averages: &Averages, default_usage: Option<f64>, node: Node) -> Vec<Scalar> {
     let gib = |mib: f64| mib / 1024.0;
     let job = averages.job.as_ref();

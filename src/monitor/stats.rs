@@ -1,10 +1,7 @@
-//! From samples to the averages of a period, and what the server is told of them as the worker's
-//! status. Pure.
+//! From samples to the averages of a period. Pure.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-
-use serde::Serialize;
 
 use super::gpu::Figures;
 use super::job::Use;
@@ -91,66 +88,6 @@ pub struct Job {
     /// MiB a second.
     pub disk_read: Option<f64>,
     pub disk_write: Option<f64>,
-}
-
-/// `machine_stats` of `workers.status_report`: one number for each device where it is a list.
-#[derive(Debug, Default, PartialEq, Serialize)]
-pub struct MachineStats {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_usage: Option<[f64; 1]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_temperature: Option<[f64; 1]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_used: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_free: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub disk_free_home: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub disk_read: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub disk_write: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub network_rx: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub network_tx: Option<f64>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub gpu_usage: Vec<f64>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub gpu_temperature: Vec<f64>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub gpu_memory_used: Vec<f64>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub gpu_memory_free: Vec<f64>,
-}
-
-impl MachineStats {
-    /// `default_usage` stands for the usage of a GPU whose driver does not tell it (all MIG
-    /// instances): `agent.resource_monitoring.default_gpu_utilization`.
-    pub fn of(averages: &Averages, default_usage: Option<f64>) -> Self {
-        let gpus = |figure: fn(&Gpu) -> Option<f64>| -> Vec<f64> {
-            averages.gpus.iter().filter_map(figure).collect()
-        };
-        Self {
-            cpu_usage: averages.cpu_usage.map(|value| [value]),
-            cpu_temperature: averages.cpu_temperature.map(|value| [value]),
-            memory_used: averages.memory_used,
-            memory_free: averages.memory_free,
-            disk_free_home: averages.disk_free,
-            disk_read: averages.disk_read,
-            disk_write: averages.disk_write,
-            network_rx: averages.network_rx,
-            network_tx: averages.network_tx,
-            gpu_usage: averages
-                .gpus
-                .iter()
-                .filter_map(|gpu| gpu.usage.or(default_usage))
-                .collect(),
-            gpu_temperature: gpus(|gpu| gpu.temperature),
-            gpu_memory_used: gpus(|gpu| gpu.memory_used),
-            gpu_memory_free: gpus(|gpu| gpu.memory_free),
-        }
-    }
 }
 
 /// The samples since the last report, summed up.
@@ -385,6 +322,7 @@ fn rounded(value: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::status::{GpuReport, MachineStats};
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -397,7 +335,11 @@ mod tests {
     fn take(period: &mut Period) -> Option<MachineStats> {
         let averages = period.averages();
         period.clear();
-        averages.map(|averages| MachineStats::of(&averages, Some(100.0)))
+        let report = GpuReport {
+            default_usage: Some(100.0),
+            fractions: vec![0.5, 0.25],
+        };
+        averages.map(|averages| MachineStats::of(&averages, &report, true))
     }
 
     #[test]
@@ -461,20 +403,6 @@ mod tests {
         assert_eq!(take(&mut period).unwrap().network_rx, Some(0.667));
     }
 
-    #[test]
-    fn the_server_gets_only_what_there_is() {
-        let stats = MachineStats {
-            cpu_usage: Some([1.5]),
-            memory_used: Some(3.0),
-            ..MachineStats::default()
-        };
-        let json = serde_json::to_value(stats).unwrap();
-        assert_eq!(
-            json,
-            serde_json::json!({"cpu_usage": [1.5], "memory_used": 3.0})
-        );
-    }
-
     fn gpu(place: usize, usage: Option<f64>, used: f64) -> Figures {
         Figures {
             place,
@@ -509,6 +437,7 @@ mod tests {
         assert_eq!(stats.gpu_memory_used, [200.0, 50.0]);
         assert_eq!(stats.gpu_memory_free, [800.0, 950.0]);
         assert_eq!(stats.gpu_temperature, [40.0, 42.0]);
+        assert_eq!(stats.gpu_fraction, [0.5, 0.25]);
 
         // One that vanishes is not in the next report; the other goes on.
         let sample = Sample {
@@ -517,8 +446,9 @@ mod tests {
         };
         period.add(Instant::now(), &sample);
         let averages = period.averages().unwrap();
-        let without = MachineStats::of(&averages, None);
-        assert_eq!(without.gpu_usage, Vec::<f64>::new(), "no default");
+        let without = MachineStats::of(&averages, &GpuReport::default(), false);
+        assert!(without.gpu_usage.is_empty(), "no default");
+        assert!(without.gpu_fraction.is_empty(), "not wanted");
         assert_eq!(without.gpu_memory_used, [60.0]);
     }
 

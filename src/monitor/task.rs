@@ -167,7 +167,11 @@ impl Teller<'_> {
     }
 
     async fn send(&self, averages: &Averages, iteration: i64) {
-        let scalars = scalars::scalars(averages, self.report.default_gpu_usage, self.how.node);
+        let scalars = scalars::scalars(
+            averages,
+            self.report.gpu_report.default_usage,
+            self.how.node,
+        );
         if scalars.is_empty() {
             return;
         }

@@ -10,7 +10,8 @@ use git2::build::CheckoutBuilder;
 use git2::{CheckoutNotificationType, ErrorClass, Oid, Repository, RepositoryInitOptions};
 
 use super::error::SourceError;
-use super::mirror::{Mirror, Mirrors};
+use super::lfs;
+use super::mirror::{History, Mirror, Mirrors};
 use super::revision::Wanted;
 use super::url::Address;
 
@@ -48,7 +49,20 @@ pub(super) fn check_out(
             .map_err(SourceError::git("setting the work tree's origin"))?;
         Ok(repository)
     };
-    let (repository, checked_out) = fill(mirrors, address, wanted, &make)?;
+    let history = match mirrors.shallow {
+        true => History::NotNeeded,
+        false => History::Whole,
+    };
+    let (mut repository, mut checked_out) = fill(mirrors, address, wanted, history, &make)?;
+    if repository.is_shallow()
+        && let Some(what) = asks_for_history(folder)
+    {
+        mirrors.console.say(format!(
+            "{what} looks at the repository's history, which is fetched, too"
+        ));
+        (repository, checked_out) = fill(mirrors, address, wanted, History::Whole, &make)?;
+    }
+    lfs::download(mirrors, address, &repository)?;
     submodules(mirrors, address, &repository, "", SUBMODULE_DEPTH)?;
     Ok(checked_out)
 }
@@ -59,10 +73,11 @@ fn fill(
     mirrors: &Mirrors<'_>,
     address: &Address,
     wanted: &Wanted,
+    history: History,
     make: &dyn Fn() -> Result<Repository, SourceError>,
 ) -> Result<(Repository, CheckedOut), SourceError> {
     loop {
-        let mirror = mirrors.obtain(address, wanted)?;
+        let mirror = mirrors.obtain(address, wanted, history)?;
         let checked_out = CheckedOut {
             commit: mirror.commit,
             found_by: mirror.found_by.clone(),
@@ -93,11 +108,47 @@ fn fill_from(
     let objects = mirror.repository.path().join("objects");
     link_objects(&objects, &git_dir.join("objects"))?;
     write_references(&mirror.repository, &git_dir)?;
+    if mirror.repository.is_shallow() {
+        let (from, to) = (
+            mirror.repository.path().join("shallow"),
+            git_dir.join("shallow"),
+        );
+        fs::copy(from, &to).map_err(SourceError::io("writing", &to))?;
+    }
     // Opened anew, so that libgit2 sees the objects that were put there.
     let repository =
         Repository::open(&work_tree).map_err(SourceError::git("opening the work tree"))?;
     write_files(mirrors, &repository, mirror.commit, address)?;
     Ok(repository)
+}
+
+/// Tools that make a package's version of the repository's tags and commits.
+const VERSION_TOOLS: [&str; 8] = [
+    "setuptools_scm",
+    "setuptools-scm",
+    "hatch-vcs",
+    "versioneer",
+    "poetry-dynamic-versioning",
+    "uv-dynamic-versioning",
+    "dunamai",
+    "pbr",
+];
+
+/// What in the checkout needs more than the commit: a package (also one below the root) whose version
+/// comes from git would get a wrong one.
+fn asks_for_history(root: &Path) -> Option<&'static str> {
+    let folders = fs::read_dir(root).into_iter().flatten().flatten();
+    let folders = folders
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir());
+    std::iter::once(root.to_owned())
+        .chain(folders)
+        .find_map(|folder| {
+            let files = ["pyproject.toml", "setup.py", "setup.cfg"];
+            let texts = files.map(|name| fs::read_to_string(folder.join(name)).unwrap_or_default());
+            let mut tools = VERSION_TOOLS.into_iter();
+            tools.find(|tool| texts.iter().any(|text| text.contains(tool)))
+        })
 }
 
 /// Hard links of the mirror's packs: nothing is copied, and the mirror may go at any time. Where
@@ -232,6 +283,7 @@ fn submodules(
             .say(format!("Submodule {path}: {} at {commit}", own.shown()));
         let inner = check_out_submodule(mirrors, repository, &mut submodule, &own, commit)
             .map_err(failed)?;
+        lfs::download(mirrors, &own, &inner).map_err(failed)?;
         submodules(mirrors, &own, &inner, &format!("{path}/"), depth - 1)?;
     }
     Ok(())
@@ -272,6 +324,11 @@ fn check_out_submodule(
         remove_earlier()?;
         submodule.borrow_mut().repo_init(true).map_err(setting_up())
     };
-    let (repository, _) = fill(mirrors, address, &Wanted::Commit(commit), &make)?;
+    let wanted = Wanted::Commit(commit);
+    let history = match mirrors.shallow {
+        true => History::NotNeeded,
+        false => History::Whole,
+    };
+    let (repository, _) = fill(mirrors, address, &wanted, history, &make)?;
     Ok(repository)
 }

@@ -1,20 +1,52 @@
 //! Who the agent says it is to a git server. Secrets are handed to libgit2 by callback alone.
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use git2::{Cred, CredentialType};
+use tokio_util::sync::CancellationToken;
 
+use super::netrc;
+use super::program;
+use super::ssh::on_path;
+use super::ssh_config::SshIdentities;
 use super::url::{Address, Transport};
+use crate::config::Variables;
 use crate::secret::Secret;
 
-/// `agent.git_user`, `agent.git_pass` and `agent.git_host` (or their flags and variables).
+/// The configured logins: `agent.git_user`, `agent.git_pass` and `agent.git_host` (or their flags and
+/// variables), and `agent.git.extra_credentials`.
 #[derive(Debug, Clone, Default)]
 pub struct GitCredentials {
     pub user: Option<String>,
     pub password: Option<Secret>,
     /// Only for this host; unset: for any.
     pub host: Option<String>,
+    /// `agent.git_host_match_prefix`: hosts may have a path behind them, which must begin the
+    /// repository's.
+    pub match_prefix: bool,
+    /// Looked at first; each is complete.
+    pub extra: Vec<ExtraCredential>,
+    pub kind: PasswordKind,
+}
+
+/// An entry of `agent.git.extra_credentials`.
+#[derive(Debug, Clone)]
+pub struct ExtraCredential {
+    pub user: String,
+    pub password: Secret,
+    pub host: String,
+}
+
+/// What the configured password is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PasswordKind {
+    #[default]
+    Basic,
+    /// `agent.git_use_azure_pat`: sent with no user name.
+    AzurePat,
+    /// `agent.git_use_ms_entra_token`: sent as a bearer token.
+    EntraToken,
 }
 
 /// A user and password, and where it came from (for the words of a refusal).
@@ -25,47 +57,97 @@ pub(super) struct Login {
     pub(super) origin: &'static str,
 }
 
+const CONFIGURED: &str = "the configured git user and password";
+
 impl GitCredentials {
-    /// The pair, if it is meant for `host`. A token alone is enough: servers that take one
+    /// The login that is meant for this repository. A token alone is enough: servers that take one
     /// do not look at the other half.
-    pub(super) fn for_host(&self, host: Option<&str>, port: Option<u16>) -> Option<Login> {
+    pub(super) fn for_address(&self, address: &Address) -> Option<Login> {
+        let extra = self
+            .extra
+            .iter()
+            .find(|entry| self.matches(&entry.host, address));
+        let (user, password) = match extra {
+            Some(entry) => (entry.user.clone(), entry.password.clone()),
+            None => self.pair(address)?,
+        };
+        Some(Login {
+            user: match self.kind {
+                PasswordKind::AzurePat => String::new(),
+                PasswordKind::Basic | PasswordKind::EntraToken => user,
+            },
+            password,
+            origin: CONFIGURED,
+        })
+    }
+
+    fn pair(&self, address: &Address) -> Option<(String, Secret)> {
         let user = self.user.as_deref().filter(|u| !u.is_empty());
         let password = self.password.as_ref().filter(|p| !p.is_empty());
-        let (user, password) = match (user, password) {
+        let pair = match (user, password) {
             (None, None) => return None,
             (Some(user), Some(password)) => (user.to_owned(), password.clone()),
             (Some(user), None) => (user.to_owned(), Secret::new("")),
             (None, Some(password)) => ("git".to_owned(), password.clone()),
         };
-        if let Some(wanted) = self.host.as_deref().filter(|h| !h.trim().is_empty())
-            && !host_matches(wanted, host?, port)
-        {
-            return None;
+        self.concern_host_of(address).then_some(pair)
+    }
+
+    /// Whether `agent.git_host` leaves this repository in.
+    pub(super) fn concern_host_of(&self, address: &Address) -> bool {
+        match self.host.as_deref().filter(|h| !h.trim().is_empty()) {
+            Some(wanted) => self.matches(wanted, address),
+            None => true,
         }
-        Some(Login {
-            user,
-            password,
-            origin: "the configured git user and password",
-        })
+    }
+
+    /// Whether `wanted`, written as a host, `host:port` or a whole URL, means this repository's host;
+    /// with `match_prefix` also whether its path begins the repository's.
+    fn matches(&self, wanted: &str, address: &Address) -> bool {
+        let Some(host) = address.host.as_deref() else {
+            return false;
+        };
+        let wanted = wanted.trim();
+        let wanted = wanted.split_once("://").map_or(wanted, |(_, rest)| rest);
+        let wanted = wanted.rsplit_once('@').map_or(wanted, |(_, rest)| rest);
+        let (wanted, path) = match wanted.split_once('/') {
+            Some((wanted, path)) => (wanted, path),
+            // `host:group`, as in an scp-like address.
+            None => match wanted.split_once(':') {
+                Some((host, path)) if path.parse::<u16>().is_err() => (host, path),
+                _ => (wanted, ""),
+            },
+        };
+        let same_host = match wanted.rsplit_once(':') {
+            Some((name, number)) if number.parse::<u16>().is_ok() => {
+                name.eq_ignore_ascii_case(host) && number.parse::<u16>().ok() == address.port
+            }
+            _ => wanted.eq_ignore_ascii_case(host),
+        };
+        same_host && (!self.match_prefix || begins_with(address.path(), path))
     }
 }
 
-/// Whether `git_host`, written as a host, `host:port` or a whole URL, means this host.
-fn host_matches(wanted: &str, host: &str, port: Option<u16>) -> bool {
-    let wanted = wanted.trim();
-    let wanted = wanted.split_once("://").map_or(wanted, |(_, rest)| rest);
-    let wanted = wanted.split('/').next().unwrap_or_default();
-    match wanted.rsplit_once(':') {
-        Some((name, number)) if number.parse::<u16>().is_ok() => {
-            name.eq_ignore_ascii_case(host) && number.parse::<u16>().ok() == port
-        }
-        _ => wanted.eq_ignore_ascii_case(host),
-    }
+/// Whether `prefix` is the first folders of `path`, in any letters.
+fn begins_with(path: &str, prefix: &str) -> bool {
+    let parts = |text: &str| -> Vec<String> {
+        let text = text.trim_matches('/').to_lowercase();
+        let text = text.strip_suffix(".git").unwrap_or(&text);
+        text.split('/')
+            .filter(|p| !p.is_empty())
+            .map(str::to_owned)
+            .collect()
+    };
+    parts(path).starts_with(&parts(prefix))
 }
 
 /// The logins to offer to the server of `address` over http(s), best first. Credentials in the
 /// task's own address win.
-pub(super) fn logins(address: &Address, configured: &GitCredentials) -> Vec<Login> {
+pub(super) fn logins(
+    address: &Address,
+    configured: &GitCredentials,
+    env: &Variables,
+) -> Vec<Login> {
     let mut logins = Vec::new();
     let from_url = |user: &String, password: Secret| Login {
         user: user.clone(),
@@ -75,64 +157,73 @@ pub(super) fn logins(address: &Address, configured: &GitCredentials) -> Vec<Logi
     if let (Some(user), Some(password)) = (&address.user, &address.password) {
         logins.push(from_url(user, password.clone()));
     }
-    logins.extend(configured.for_host(address.host.as_deref(), address.port));
-    if let (Some(user), None) = (&address.user, &address.password) {
+    let is_web = matches!(address.transport, Transport::Http | Transport::Https);
+    if is_web {
+        logins.extend(configured.for_address(address));
+        let host = address.host.as_deref().unwrap_or_default();
+        logins.extend(netrc::login(env, host, address.user.as_deref()));
+    }
+    if let (Some(user), None, true) = (&address.user, &address.password, is_web) {
         logins.push(from_url(user, Secret::new("")));
     }
     logins
 }
 
-/// The ways to reach `address`, in the order they are tried: as it was stored, and for an ssh
-/// address of a host whose user and password are known also over https. With no key to offer,
-/// ssh is not tried at all then: it could only fail, slowly.
-pub(super) fn ways_to(
-    address: &Address,
-    configured: &GitCredentials,
-    have_ssh_identity: bool,
-) -> Vec<Address> {
-    let https = (address.transport == Transport::Ssh)
-        .then(|| configured.for_host(address.host.as_deref(), None))
-        .flatten()
-        .filter(|login| !login.password.is_empty())
-        .and_then(|_| address.over_https());
-    match https {
-        Some(https) if have_ssh_identity => vec![address.clone(), https],
-        Some(https) => vec![https],
-        None => vec![address.clone()],
-    }
+/// The header that is sent at once, without being asked, where the configured password is a bearer
+/// token.
+pub(super) fn bearer(logins: &[Login], kind: PasswordKind) -> Option<Secret> {
+    let is_token = |login: &&Login| login.origin == CONFIGURED && !login.password.is_empty();
+    let login = logins.iter().find(is_token)?;
+    (kind == PasswordKind::EntraToken)
+        .then(|| Secret::new(format!("Authorization: Bearer {}", login.password.expose())))
 }
 
-/// What ssh could identify itself with: a running agent, and the usual key files.
-#[derive(Debug, Clone, Default)]
-pub(super) struct SshIdentities {
-    agent: bool,
-    keys: Vec<PathBuf>,
-}
-
-impl SshIdentities {
-    pub(super) fn find() -> Self {
-        let agent = std::env::var_os("SSH_AUTH_SOCK").is_some_and(|s| Path::new(&s).exists());
-        let keys = std::env::home_dir().map_or_else(Vec::new, |home| {
-            ["id_ed25519", "id_ecdsa", "id_rsa", "id_dsa"]
-                .iter()
-                .map(|name| home.join(".ssh").join(name))
-                .filter(|key| key.is_file())
-                .collect()
-        });
-        Self { agent, keys }
+/// What git's own credential helpers know of `address`: those that the user's configuration names.
+fn from_helpers(address: &Address, env: &Variables, stop: &CancellationToken) -> Option<Login> {
+    let scheme = match address.transport {
+        Transport::Http => "http",
+        Transport::Https => "https",
+        _ => return None,
+    };
+    let host = address.host.as_deref()?;
+    let port = address
+        .port
+        .map_or_else(String::new, |port| format!(":{port}"));
+    let path = address.path().trim_start_matches('/');
+    let mut question = format!("protocol={scheme}\nhost={host}{port}\npath={path}\n");
+    if let Some(user) = &address.user {
+        question.push_str(&format!("username={user}\n"));
     }
-
-    pub(super) fn any(&self) -> bool {
-        self.agent || !self.keys.is_empty()
-    }
+    let mut command = Command::new(on_path(env, "git")?);
+    command
+        .args(["credential", "fill"])
+        .current_dir("/")
+        .env_clear()
+        .envs(env)
+        .env("GIT_TERMINAL_PROMPT", "0");
+    question.push('\n');
+    let finished = program::run(command, question.as_bytes(), stop, &|_| {}).ok()?;
+    let answer = String::from_utf8(finished.output).ok()?;
+    let value = |name: &str| {
+        let mut lines = answer.lines();
+        lines.find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+    };
+    let (user, password) = (value("username")?, value("password")?);
+    (finished.success && !password.is_empty()).then(|| Login {
+        user: user.to_owned(),
+        password: Secret::new(password),
+        origin: "git's credential helper",
+    })
 }
 
 /// Answers libgit2's questions for one connection. Each answer is given once: a second question
 /// means that the first answer was refused.
-pub(super) struct Answers {
+pub(super) struct Answers<'a> {
     address: Address,
     logins: Vec<Login>,
     ssh: SshIdentities,
+    env: &'a Variables,
+    stop: &'a CancellationToken,
     state: RefCell<State>,
 }
 
@@ -146,19 +237,26 @@ struct State {
     offered: Vec<String>,
 }
 
-impl Answers {
-    pub(super) fn new(address: &Address, configured: &GitCredentials, ssh: SshIdentities) -> Self {
+impl<'a> Answers<'a> {
+    pub(super) fn new(
+        address: &Address,
+        logins: Vec<Login>,
+        ssh: SshIdentities,
+        env: &'a Variables,
+        stop: &'a CancellationToken,
+    ) -> Self {
         Self {
             address: address.clone(),
-            logins: logins(address, configured),
+            logins,
             ssh,
+            env,
+            stop,
             state: RefCell::default(),
         }
     }
 
-    /// Whether a password may be sent, so that redirects to another host must not be followed.
-    pub(super) fn hold_secrets(&self) -> bool {
-        !self.logins.is_empty()
+    pub(super) fn logins(&self) -> &[Login] {
+        &self.logins
     }
 
     /// What was offered and refused.
@@ -173,7 +271,7 @@ impl Answers {
         allowed: CredentialType,
     ) -> Result<Cred, git2::Error> {
         let mut state = self.state.borrow_mut();
-        let user = user_in_url.unwrap_or("git");
+        let user = user_in_url.unwrap_or(&self.ssh.user);
         if allowed.contains(CredentialType::USERNAME) {
             return Cred::username(user);
         }
@@ -197,12 +295,12 @@ impl Answers {
                 state.offered.push(login.origin.to_owned());
                 return Cred::userpass_plaintext(&login.user, login.password.expose());
             }
-            if !state.helper_given && self.address.transport != Transport::Ssh {
+            if !state.helper_given && same_host {
                 state.helper_given = true;
-                let config = git2::Config::open_default()?;
-                if let Ok(cred) = Cred::credential_helper(&config, asking_url, user_in_url) {
-                    state.offered.push("git's credential helper".to_owned());
-                    return Ok(cred);
+                let found = from_helpers(&self.address, self.env, self.stop);
+                if let Some(login) = found {
+                    state.offered.push(login.origin.to_owned());
+                    return Cred::userpass_plaintext(&login.user, login.password.expose());
                 }
             }
         }
@@ -223,6 +321,7 @@ mod tests {
             user: Some("bob".into()),
             password: Some(Secret::new("pw")),
             host: host.map(str::to_owned),
+            ..GitCredentials::default()
         }
     }
 
@@ -239,7 +338,7 @@ mod tests {
             (Some("h:8443"), "https://h/a", false),
             (Some("h"), "https://h:8443/a", true),
         ] {
-            let found = logins(&Address::parse(url), &pair(git_host));
+            let found = logins(&Address::parse(url), &pair(git_host), &Variables::new());
             assert_eq!(!found.is_empty(), given, "{git_host:?} {url}");
         }
     }
@@ -247,7 +346,7 @@ mod tests {
     #[test]
     fn the_urls_own_credentials_come_first_and_a_lone_user_last() {
         let users = |url| -> Vec<String> {
-            let found = logins(&Address::parse(url), &pair(None));
+            let found = logins(&Address::parse(url), &pair(None), &Variables::new());
             found.into_iter().map(|login| login.user).collect()
         };
         assert_eq!(users("https://u:p@h/a"), ["u", "bob"]);
@@ -256,19 +355,48 @@ mod tests {
     }
 
     #[test]
-    fn an_ssh_address_is_also_tried_over_https_where_a_password_is_known() {
-        let ways = |url, credentials: &GitCredentials, ssh| -> Vec<String> {
-            let ways = ways_to(&Address::parse(url), credentials, ssh);
-            ways.iter().map(|way| way.text().to_owned()).collect()
+    fn of_several_logins_the_one_for_the_place_is_taken() {
+        let entry = |user: &str, host: &str| ExtraCredential {
+            user: user.into(),
+            password: Secret::new("x"),
+            host: host.into(),
         };
-        let none = GitCredentials::default();
-        assert_eq!(ways("git@h:a", &none, false), ["git@h:a"]);
-        assert_eq!(
-            ways("git@h:a", &pair(None), true),
-            ["git@h:a", "https://h/a"]
-        );
-        assert_eq!(ways("git@h:a", &pair(Some("h")), false), ["https://h/a"]);
-        assert_eq!(ways("git@h:a", &pair(Some("other")), false), ["git@h:a"]);
-        assert_eq!(ways("https://h/a", &pair(None), false), ["https://h/a"]);
+        let mut credentials = pair(None);
+        credentials.extra = vec![
+            entry("a", "https://GitHub.com/Org-A"),
+            entry("b", "github.com/org-b/"),
+            entry("c", "git@gitlab.com:group"),
+        ];
+        for (prefix, url, user) in [
+            (true, "https://github.com/org-a/x.git", "a"),
+            (true, "https://github.com/Org-B/x", "b"),
+            (true, "https://github.com/org-bb/x", "bob"),
+            (true, "https://gitlab.com/group/x", "c"),
+            (true, "https://gitlab.com/x", "bob"),
+            (false, "https://github.com/org-b/x", "a"),
+            (false, "https://other.com/x", "bob"),
+        ] {
+            credentials.match_prefix = prefix;
+            let found = credentials.for_address(&Address::parse(url)).unwrap();
+            assert_eq!(found.user, user, "{prefix} {url}");
+        }
+    }
+
+    #[test]
+    fn netrc_stands_behind_what_is_configured() {
+        let home = tempfile::tempdir().unwrap();
+        let netrc = "machine h login n password x";
+        std::fs::write(home.path().join(".netrc"), netrc).unwrap();
+        let env: Variables = [("HOME".to_owned(), home.path().display().to_string())].into();
+        for (configured, url, expected) in [
+            (pair(None), "https://h/a", &["bob", "n"][..]),
+            (pair(Some("x")), "https://h:1/a", &["n"]),
+            (pair(Some("x")), "ssh://h/a", &[]),
+            (pair(Some("x")), "git://h/a", &[]),
+        ] {
+            let found = logins(&Address::parse(url), &configured, &env);
+            let users: Vec<_> = found.iter().map(|login| login.user.as_str()).collect();
+            assert_eq!(users, expected, "{url}");
+        }
     }
 }

@@ -1,132 +1,11 @@
 //! Reads a task's uncommitted changes: what `git diff` writes in any of its shapes, and plain
 //! unified diffs. Only text is looked at here; `apply` meets the files.
 
+use std::borrow::Cow;
+
 use super::binary::{self, Payload};
 use super::diff_names::{HeaderNames, file_line, plain_names, tidy, unquoted};
-
-/// One file's changes.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct FilePatch {
-    /// Path in the repository before the change; `None` for a new file.
-    pub(super) old: Option<String>,
-    /// Path after the change; `None` for a deleted file.
-    pub(super) new: Option<String>,
-    /// The old file stays (a copy) though the paths differ.
-    pub(super) copied: bool,
-    pub(super) old_mode: Option<Mode>,
-    pub(super) new_mode: Option<Mode>,
-    /// The diff states (by the blob's id) that the file is empty on this side. A hunk that only
-    /// adds lines at the start would fit on any file otherwise.
-    pub(super) old_empty: bool,
-    pub(super) new_empty: bool,
-    pub(super) body: Body,
-    /// Line of the diff at which this file's part begins, from 1.
-    pub(super) line: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
-    File,
-    Executable,
-    Symlink,
-    Submodule,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Body {
-    /// Nothing but names and modes, and hunks of text.
-    Hunks(Vec<Hunk>),
-    /// `GIT binary patch`: forward, and backward where it is given.
-    Binary(Payload, Option<Payload>),
-    /// `Binary files a and b differ`: the content was not recorded.
-    BinaryWithoutContent,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Hunk {
-    pub(super) old_start: usize,
-    pub(super) new_start: usize,
-    pub(super) lines: Vec<Line>,
-    /// The `@@` line's number in the diff, from 1.
-    pub(super) at: usize,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Line {
-    pub(super) kind: Kind,
-    /// The line with its newline, without one where the file ends so.
-    pub(super) text: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Context,
-    Removed,
-    Added,
-}
-
-impl FilePatch {
-    /// The name that a person knows the file by.
-    pub(super) fn name(&self) -> &str {
-        self.new
-            .as_deref()
-            .or(self.old.as_deref())
-            .unwrap_or_default()
-    }
-
-    /// Whether lines are added to a file of which the diff holds nothing. It may be one that is not
-    /// there yet: so `clearml-task` has `clearml` added to the `requirements.txt` of any repository.
-    pub(super) fn only_adds(&self) -> bool {
-        let added = |hunk: &Hunk| hunk.lines.iter().all(|line| line.kind == Kind::Added);
-        matches!(&self.body, Body::Hunks(hunks) if !hunks.is_empty() && hunks.iter().all(added))
-    }
-
-    /// The change that takes this one back.
-    pub(super) fn reversed(&self) -> FilePatch {
-        let body = match &self.body {
-            Body::Hunks(hunks) => Body::Hunks(hunks.iter().map(Hunk::reversed).collect()),
-            Body::Binary(forward, Some(backward)) => {
-                Body::Binary(backward.clone(), Some(forward.clone()))
-            }
-            Body::Binary(_, None) | Body::BinaryWithoutContent => Body::BinaryWithoutContent,
-        };
-        // Taking a copy back removes it.
-        let (old, new) = match self.copied {
-            true => (self.new.clone(), None),
-            false => (self.new.clone(), self.old.clone()),
-        };
-        FilePatch {
-            old,
-            new,
-            copied: false,
-            old_mode: self.new_mode,
-            new_mode: self.old_mode,
-            old_empty: self.new_empty,
-            new_empty: self.old_empty,
-            body,
-            line: self.line,
-        }
-    }
-}
-
-impl Hunk {
-    fn reversed(&self) -> Hunk {
-        let lines = self.lines.iter().map(|line| Line {
-            kind: match line.kind {
-                Kind::Context => Kind::Context,
-                Kind::Removed => Kind::Added,
-                Kind::Added => Kind::Removed,
-            },
-            text: line.text.clone(),
-        });
-        Hunk {
-            old_start: self.new_start,
-            new_start: self.old_start,
-            lines: lines.collect(),
-            at: self.at,
-        }
-    }
-}
+use super::patch::{Body, FilePatch, Hunk, Kind, Line, Mode};
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("line {line}: {problem}")]
@@ -135,8 +14,32 @@ pub struct ParseError {
     pub(super) problem: String,
 }
 
+/// The text as it would be without `color.ui = always`. Only where the very first line is coloured:
+/// a changed file may hold colours of its own.
+pub(super) fn without_colours(text: &str) -> Cow<'_, str> {
+    if !text.trim_start().starts_with("\x1b[") {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, sequence)) = rest.split_once("\x1b[") {
+        plain.push_str(before);
+        let parameters = sequence.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
+        rest = match parameters.strip_prefix(['m', 'K']) {
+            Some(rest) => rest,
+            None => {
+                plain.push_str("\x1b[");
+                sequence
+            }
+        };
+    }
+    plain.push_str(rest);
+    Cow::Owned(plain)
+}
+
 /// The files that `text` changes, in its order.
 pub(super) fn parse(text: &str) -> Result<Vec<FilePatch>, ParseError> {
+    let text = without_colours(text);
     let mut lines: Vec<&str> = text.split('\n').collect();
     // The newline at the end makes one empty piece after it.
     if lines.last() == Some(&"") {
@@ -208,7 +111,7 @@ impl<'t> Reader<'t> {
         let names = HeaderNames::parse(names);
         let (mut old, mut new) = (None, None);
         let (mut old_mode, mut new_mode) = (None, None);
-        let (mut old_empty, mut new_empty) = (false, false);
+        let (mut old_empty, mut new_empty, mut old_blob) = (false, false, None);
         let (mut created, mut deleted, mut copied) = (false, false, false);
         let mut body = Body::Hunks(Vec::new());
         // `---` and `+++` lines: only needed where the names above leave a doubt.
@@ -235,6 +138,9 @@ impl<'t> Reader<'t> {
             } else if let Some(rest) = header.strip_prefix("index ") {
                 let (before, after) = rest.split_once("..").unwrap_or((rest, ""));
                 old_empty = before.starts_with(EMPTY_BLOB);
+                let is_id = before.len() >= 4 && before.bytes().all(|b| b.is_ascii_hexdigit());
+                old_blob =
+                    Some(before.to_owned()).filter(|id| is_id && id.bytes().any(|b| b != b'0'));
                 new_empty = after.starts_with(EMPTY_BLOB);
                 // `index a..b 100644`: the mode of both sides.
                 if let Some(found) = rest.split(' ').nth(1).map(mode) {
@@ -291,6 +197,7 @@ impl<'t> Reader<'t> {
             new_mode,
             old_empty,
             new_empty,
+            old_blob,
             body,
             line,
         })
@@ -321,6 +228,7 @@ impl<'t> Reader<'t> {
             new_mode: None,
             old_empty: false,
             new_empty: false,
+            old_blob: None,
             body,
             line,
         })

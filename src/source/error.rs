@@ -60,6 +60,15 @@ pub enum SourceError {
     )]
     HostIdentity { url: String, cause: String },
 
+    #[error("repository {url} cannot be fetched in any of these ways:\n{tried}\n{next}")]
+    NoWay {
+        url: String,
+        /// A line for each way: what was tried and what came of it.
+        tried: String,
+        /// What to do about each of them.
+        next: String,
+    },
+
     #[error("fetching repository {url} failed: {cause}")]
     Fetch {
         url: String,
@@ -88,6 +97,20 @@ pub enum SourceError {
         /// The objects at hand were incomplete or damaged.
         damaged: bool,
     },
+
+    #[error(
+        "{files} are in Git LFS, and there is no git-lfs on this machine to download them\n\
+         Next: install git and git-lfs here (or in the image), or set GIT_LFS_SKIP_SMUDGE=1 for the \
+         agent if the task does not need them"
+    )]
+    LfsMissing { files: String },
+
+    #[error(
+        "downloading {files} from Git LFS failed: {cause}\n\
+         Next: check that the files were pushed (`git lfs push --all origin`) and that the \
+         repository's credentials may read them"
+    )]
+    Lfs { files: String, cause: String },
 
     #[error("submodule {path}: {cause}")]
     Submodule {
@@ -120,7 +143,8 @@ pub enum SourceError {
 
     #[error(
         "the task's uncommitted changes were too large to be stored in it; only a note stands in \
-         their place, so the code to run is not complete\n\
+         their place, and there is no artifact auxiliary_git_diff with the changes in this task or in \
+         the one that it was cloned from\n\
          Next: commit and push the changes and run the task again from there, or clear its \
          uncommitted changes to run the commit as it is"
     )]
@@ -133,11 +157,11 @@ pub enum SourceError {
     DiffSyntax(#[from] ParseError),
 
     #[error(
-        "the task's uncommitted changes do not apply to the checkout, and nothing was changed: {0}\n\
-         Next: check that the task's commit is the one its changes were made on, or commit and \
-         push the changes"
+        "the task's uncommitted changes do not apply to commit {commit} (which is on the remote), and \
+         nothing was changed: {cause}\n\
+         Next: check that this is the commit its changes were made on, or commit and push the changes"
     )]
-    Diff(#[from] ApplyError),
+    Diff { commit: String, cause: ApplyError },
 
     #[error("{doing} {}: {source}", path.display())]
     Io {
@@ -160,25 +184,82 @@ impl SourceError {
     /// A remote operation's failure, by what the person can do about it. `offered` are the
     /// credentials that were tried.
     pub(super) fn remote(address: &Address, error: &git2::Error, offered: &[String]) -> Self {
+        Self::sorted(
+            address,
+            error.code(),
+            error.class(),
+            last_line(error.message()),
+            offered,
+        )
+    }
+
+    /// What the ssh program said when it failed.
+    pub(super) fn ssh(address: &Address, said: &str) -> Self {
+        let offered = ["what the ssh program offers by its own configuration".to_owned()];
+        let (code, class) = (ErrorCode::GenericError, ErrorClass::Ssh);
+        Self::sorted(address, code, class, said.to_owned(), &offered)
+    }
+
+    /// The same, with what git itself said to it.
+    pub(super) fn also(mut self, git_said: &str) -> Self {
+        if let Self::Authentication { cause, .. }
+        | Self::HostIdentity { cause, .. }
+        | Self::Fetch { cause, .. } = &mut self
+        {
+            cause.push_str(&format!(" (git itself: {git_said})"));
+        }
+        self
+    }
+
+    /// One failure for all the ways that were tried.
+    pub(super) fn no_way(address: &Address, mut failures: Vec<(String, SourceError)>) -> Self {
+        if failures.len() < 2 {
+            return failures.pop().map_or(Self::Stopped, |(_, error)| error);
+        }
+        let mut tried = Vec::new();
+        let mut next: Vec<String> = Vec::new();
+        for (way, error) in &failures {
+            let text = error.to_string();
+            let (what, advice) = text.split_once("\nNext: ").unwrap_or((&text, ""));
+            tried.push(format!("- {way}: {}", what.replace('\n', "; ")));
+            let advice = format!("Next: {advice}");
+            if advice.len() > "Next: ".len() && !next.contains(&advice) {
+                next.push(advice);
+            }
+        }
+        Self::NoWay {
+            url: address.shown(),
+            tried: tried.join("\n"),
+            next: next.join("\n"),
+        }
+    }
+
+    fn sorted(
+        address: &Address,
+        code: ErrorCode,
+        class: ErrorClass,
+        cause: String,
+        offered: &[String],
+    ) -> Self {
         let url = address.shown();
-        let cause = last_line(error.message());
         let lower = cause.to_lowercase();
         let said = |words: &[&str]| words.iter().any(|word| lower.contains(word));
         let offered = match offered {
             [] => "no credentials are known for this host".to_owned(),
             some => some.join(", "),
         };
-        if error.code() == ErrorCode::Certificate
-            || said(&["certificate", "known_hosts", "hostkey"])
+        if code == ErrorCode::Certificate
+            || said(&["certificate", "known_hosts", "hostkey", "host key"])
         {
             return Self::HostIdentity { url, cause };
         }
-        if error.code() == ErrorCode::Auth
+        if code == ErrorCode::Auth
             || said(&[
                 "status code: 401",
                 "status code: 403",
                 "authentication",
                 "publickey",
+                "permission denied",
             ])
         {
             return Self::Authentication {
@@ -189,10 +270,19 @@ impl SourceError {
         }
         let no_such_path = address.transport == Transport::Local
             && matches!(
-                error.class(),
+                class,
                 ErrorClass::Repository | ErrorClass::Os | ErrorClass::Net
             );
-        if no_such_path || said(&["status code: 404", "repository not found", "does not exist"]) {
+        let not_there = [
+            "status code: 404",
+            "repository not found",
+            "not found.",
+            "does not exist",
+            "does not appear to be a git repository",
+            "no such project",
+            "could not be found",
+        ];
+        if no_such_path || said(&not_there) {
             return Self::RepositoryNotFound {
                 url,
                 cause,
@@ -208,12 +298,18 @@ impl SourceError {
             "refused",
             "unreachable",
             "no route",
+            "could not resolve",
+            "connection closed",
+            "connection reset",
+            "cannot be started",
         ];
-        if matches!(error.class(), ErrorClass::Net) || said(&unreachable) {
+        // It was reached, and said something else than was asked for: that it has no such commit.
+        let answered = said(&["unexpected packet", "not our ref", "remote error"]);
+        if !answered && (matches!(class, ErrorClass::Net) || said(&unreachable)) {
             return Self::Unreachable { url, cause };
         }
         let damaged = matches!(
-            error.class(),
+            class,
             ErrorClass::Odb
                 | ErrorClass::Object
                 | ErrorClass::Reference

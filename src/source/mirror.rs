@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use git2::{Repository, RepositoryInitOptions};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{SourceError, did_you_mean};
-use super::network::Network;
+use super::network::{Get, Network};
 use super::revision::Wanted;
-use super::url::Address;
+use super::url::{Address, Transport};
 use crate::console::Console;
 
 /// Branches and tags as the remote has them. Other references (a forge has one for each pull
@@ -29,9 +30,22 @@ pub(super) struct Mirrors<'a> {
     pub(super) cache: Option<PathBuf>,
     /// A private folder, for mirrors that are not to be kept.
     pub(super) scratch: PathBuf,
+    /// `agent.vcs_cache.clone_on_pull_fail`: whatever is wrong with a fetch, a new mirror is tried.
+    pub(super) clone_on_pull_fail: bool,
+    /// Whether commits may be had without their history.
+    pub(super) shallow: bool,
     pub(super) network: Network<'a>,
     pub(super) console: &'a Console,
     pub(super) stop: &'a CancellationToken,
+}
+
+/// What is needed of a commit's history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum History {
+    /// All of it, with the other branches and the tags.
+    Whole,
+    /// Nothing: the commit alone will do, where the server gives it.
+    NotNeeded,
 }
 
 /// A repository's mirror with the wanted commit in it, held until dropped.
@@ -55,29 +69,44 @@ struct Place {
 impl Mirrors<'_> {
     /// The mirror of `address` with `wanted` in it, fetched only when needed: a commit id that
     /// is there already is taken without a word to the remote.
-    pub(super) fn obtain(&self, address: &Address, wanted: &Wanted) -> Result<Mirror, SourceError> {
+    pub(super) fn obtain(
+        &self,
+        address: &Address,
+        wanted: &Wanted,
+        history: History,
+    ) -> Result<Mirror, SourceError> {
         let place = self.lock(address)?;
-        if !place.folder.exists() {
-            return self
-                .make(&place.folder, address, wanted)
-                .map(|found| found.held(place));
-        }
-        match self.use_existing(&place.folder, address, wanted) {
-            Err(error) if error.is_damage() => {
-                self.say_damaged(address, &error);
-                self.make(&place.folder, address, wanted)
-                    .map(|found| found.held(place))
-            }
-            found => found.map(|found| found.held(place)),
-        }
+        let made = |history| {
+            self.make(&place.folder, address, wanted, history)
+                .map(|found| (found, history))
+        };
+        let found = match place.folder.exists() {
+            false => made(history)?.0,
+            true => match self.use_existing(&place.folder, address, wanted, history) {
+                Err(error) if error.is_damage() => {
+                    self.say_damaged(address, &error);
+                    made(history)?.0
+                }
+                Err(error) if self.clone_on_pull_fail && !matches!(error, SourceError::Stopped) => {
+                    self.console.say(format!("{error}\nMaking the mirror anew"));
+                    made(history)?.0
+                }
+                Ok(None) => made(History::Whole)?.0,
+                Ok(Some(found)) => found,
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(found.held(place))
     }
 
+    /// Nothing where the mirror holds single commits, and those are not enough.
     fn use_existing(
         &self,
         folder: &Path,
         address: &Address,
         wanted: &Wanted,
-    ) -> Result<Found, SourceError> {
+        history: History,
+    ) -> Result<Option<Found>, SourceError> {
         let repository = Repository::open_bare(folder)
             .and_then(|repository| match packs_are_whole(folder) {
                 Ok(true) => Ok(repository),
@@ -85,22 +114,33 @@ impl Mirrors<'_> {
                 Err(error) => Err(git2::Error::from_str(&error.to_string())),
             })
             .map_err(SourceError::git("opening the cached mirror"))?;
+        let shallow = repository.is_shallow();
+        if shallow && history == History::Whole {
+            return Ok(None);
+        }
         if let Wanted::Commit(_) = wanted
             && let Some((commit, found_by)) = wanted
                 .find(&repository)
                 .map_err(SourceError::git("reading the cached mirror"))?
         {
-            return Ok(Found {
+            return Ok(Some(Found {
                 repository,
                 commit,
                 found_by,
                 fetched: false,
                 new: false,
-            });
+            }));
         }
         self.say_fetching(address);
+        if shallow {
+            let found = match wanted {
+                Wanted::Commit(id) => self.fetch_alone(&repository, address, *id)?,
+                _ => None,
+            };
+            return Ok(found.map(|commit| Found::fetched(repository, commit, false)));
+        }
         self.update(&repository, address)?;
-        self.find(repository, address, wanted, false)
+        self.find(repository, address, wanted, false).map(Some)
     }
 
     /// Makes the mirror beside its place and moves it there when it is whole; one that is there
@@ -110,29 +150,63 @@ impl Mirrors<'_> {
         folder: &Path,
         address: &Address,
         wanted: &Wanted,
+        history: History,
     ) -> Result<Found, SourceError> {
         self.say_fetching(address);
         let parent = folder.parent().unwrap_or(&self.scratch);
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         let prefix = format!(".{name}.");
         remove_left_overs(parent, &prefix)?;
+        if let (Wanted::Commit(id), History::NotNeeded) = (wanted, history)
+            && address.transport != Transport::Local
+        {
+            let building = self.begin(parent, &prefix)?;
+            let repository = open(building.path())?;
+            if self.fetch_alone(&repository, address, *id)?.is_some() {
+                drop(repository);
+                let repository = move_to(building, folder)?;
+                return Ok(Found::fetched(repository, *id, true));
+            }
+        }
+        let building = self.begin(parent, &prefix)?;
+        self.update(&open(building.path())?, address)?;
+        let repository = move_to(building, folder)?;
+        self.find(repository, address, wanted, true)
+    }
+
+    fn begin(&self, parent: &Path, prefix: &str) -> Result<TempDir, SourceError> {
         let building = tempfile::Builder::new()
-            .prefix(&prefix)
+            .prefix(prefix)
             .tempdir_in(parent)
             .map_err(SourceError::io("creating a folder in", parent))?;
         let mut options = RepositoryInitOptions::new();
         options.bare(true).external_template(false);
-        let repository = Repository::init_opts(building.path(), &options)
+        Repository::init_opts(building.path(), &options)
             .map_err(SourceError::git("creating the mirror"))?;
-        self.update(&repository, address)?;
-        drop(repository);
-        remove(folder)?;
-        fs::rename(building.path(), folder).map_err(SourceError::io("creating", folder))?;
-        // Nothing is left at the temporary name.
-        let _ = building.keep();
-        let repository =
-            Repository::open_bare(folder).map_err(SourceError::git("opening the new mirror"))?;
-        self.find(repository, address, wanted, true)
+        Ok(building)
+    }
+
+    /// The commit without its history, where the server gives it. Nothing where it does not, or where
+    /// there is no such commit: the whole history tells.
+    fn fetch_alone(
+        &self,
+        repository: &Repository,
+        address: &Address,
+        id: git2::Oid,
+    ) -> Result<Option<git2::Oid>, SourceError> {
+        remove_stale_files(repository.path());
+        match self.network.fetch(repository, address, Get::Alone(id)) {
+            Ok(_) => {
+                let found = Wanted::Commit(id).find(repository);
+                let found = found.map_err(SourceError::git("reading the mirror"))?;
+                Ok(found.map(|(commit, _)| commit))
+            }
+            Err(SourceError::Fetch { cause, .. }) => {
+                tracing::debug!(cause, "the commit is not to be had alone");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn say_damaged(&self, address: &Address, error: &SourceError) {
@@ -150,9 +224,14 @@ impl Mirrors<'_> {
     fn update(&self, repository: &Repository, address: &Address) -> Result<(), SourceError> {
         // We hold the mirror's lock, so these can only be of a process that was killed.
         remove_stale_files(repository.path());
-        let head = self
-            .network
-            .fetch(repository, address, BRANCHES_AND_TAGS, true)?;
+        let head = self.network.fetch(
+            repository,
+            address,
+            Get::References {
+                refspecs: BRANCHES_AND_TAGS,
+                prune: true,
+            },
+        )?;
         if let Some(head) = head {
             repository
                 .set_head(&head)
@@ -174,7 +253,11 @@ impl Mirrors<'_> {
         if let (None, Wanted::Commit(id)) = (&found, wanted) {
             searched.push("the commit id itself");
             let refspec = format!("+{id}:refs/commits/{id}");
-            match self.network.fetch(&repository, address, &[&refspec], false) {
+            let get = Get::References {
+                refspecs: &[&refspec],
+                prune: false,
+            };
+            match self.network.fetch(&repository, address, get) {
                 Ok(_) => found = wanted.find(&repository).map_err(reading())?,
                 Err(SourceError::Stopped) => return Err(SourceError::Stopped),
                 // Not every server gives a commit by its id.
@@ -182,10 +265,11 @@ impl Mirrors<'_> {
             }
             if found.is_none() {
                 searched.push("all other references");
-                match self
-                    .network
-                    .fetch(&repository, address, ALL_REFERENCES, false)
-                {
+                let get = Get::References {
+                    refspecs: ALL_REFERENCES,
+                    prune: false,
+                };
+                match self.network.fetch(&repository, address, get) {
                     Ok(_) => found = wanted.find(&repository).map_err(reading())?,
                     Err(SourceError::Stopped) => return Err(SourceError::Stopped),
                     Err(_) => {}
@@ -213,30 +297,17 @@ impl Mirrors<'_> {
     fn lock(&self, address: &Address) -> Result<Place, SourceError> {
         let name = mirror_name(address);
         if let Some(cache) = &self.cache {
-            fs::create_dir_all(cache)
-                .map_err(SourceError::io("creating the repository cache", cache))?;
-            let path = cache.join(format!("{name}.lock"));
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
-                .map_err(SourceError::io("opening the lock", &path))?;
-            if self
-                .wait_for(&file, address)
-                .map_err(SourceError::io("locking", &path))?
-            {
-                return Ok(Place {
-                    folder: cache.join(format!("{name}.git")),
-                    _lock: Some(file),
-                });
+            match self.lock_in(cache, &name, address) {
+                Ok(Some(place)) => return Ok(place),
+                Ok(None) if self.stop.is_cancelled() => return Err(SourceError::Stopped),
+                Ok(None) => self
+                    .console
+                    .say("The cache is still in use; fetching without it"),
+                // Another user's folder, a disk that takes no locks or is read-only: no reason not to run.
+                Err(error) => self.console.say(format!(
+                    "The repository cache cannot be used ({error}); fetching without it"
+                )),
             }
-            if self.stop.is_cancelled() {
-                return Err(SourceError::Stopped);
-            }
-            self.console
-                .say("The cache is still in use; fetching without it");
         }
         let scratch = &self.scratch;
         fs::create_dir_all(scratch).map_err(SourceError::io("creating", scratch))?;
@@ -244,6 +315,32 @@ impl Mirrors<'_> {
             folder: scratch.join(format!("{name}.git")),
             _lock: None,
         })
+    }
+
+    /// Nothing where the lock was not to be had.
+    fn lock_in(
+        &self,
+        cache: &Path,
+        name: &str,
+        address: &Address,
+    ) -> Result<Option<Place>, SourceError> {
+        fs::create_dir_all(cache)
+            .map_err(SourceError::io("creating the repository cache", cache))?;
+        let path = cache.join(format!("{name}.lock"));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(SourceError::io("opening the lock", &path))?;
+        let locked = self
+            .wait_for(&file, address)
+            .map_err(SourceError::io("locking", &path))?;
+        Ok(locked.then(|| Place {
+            folder: cache.join(format!("{name}.git")),
+            _lock: Some(file),
+        }))
     }
 
     /// Whether the lock was got before the limit and before the run was stopped.
@@ -280,6 +377,17 @@ struct Found {
 }
 
 impl Found {
+    /// A commit that was fetched by its id.
+    fn fetched(repository: Repository, commit: git2::Oid, new: bool) -> Self {
+        Self {
+            repository,
+            commit,
+            found_by: None,
+            fetched: true,
+            new,
+        }
+    }
+
     fn held(self, place: Place) -> Mirror {
         Mirror {
             repository: self.repository,
@@ -301,6 +409,19 @@ impl Mirror {
         drop(repository);
         remove(&place.folder)
     }
+}
+
+fn open(folder: &Path) -> Result<Repository, SourceError> {
+    Repository::open_bare(folder).map_err(SourceError::git("opening the new mirror"))
+}
+
+/// Puts what was built in its place.
+fn move_to(building: TempDir, folder: &Path) -> Result<Repository, SourceError> {
+    remove(folder)?;
+    fs::rename(building.path(), folder).map_err(SourceError::io("creating", folder))?;
+    // Nothing is left at the temporary name.
+    let _ = building.keep();
+    open(folder)
 }
 
 /// `<name>.<hash of the address without credentials>`: the same repository for every user of

@@ -10,15 +10,26 @@ mod diff;
 mod diff_names;
 mod entry_point;
 mod error;
+mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod git_program;
+mod hunks;
 mod lfs;
 mod mirror;
 mod nearest;
+mod netrc;
 mod network;
+mod patch;
+mod paths;
+mod program;
 mod revision;
+mod ssh;
+mod ssh_config;
 mod standalone;
+mod task_init;
 mod url;
+mod ways;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,21 +44,36 @@ use self::network::Network;
 use self::revision::Wanted;
 use self::standalone::{Changes, ScriptFile};
 use self::url::Address;
+use crate::config::Variables;
 use crate::console::Console;
 use crate::task::Script;
 
-pub use self::credentials::GitCredentials;
+pub use self::credentials::{ExtraCredential, GitCredentials, PasswordKind};
 pub use self::error::SourceError;
+pub use self::ways::Protocol;
 
 /// What to get, and with what.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub script: Script,
+    /// `CLEARML_AGENT_FORCE_CODE_DIR`: the code is here already, and is run as it is.
+    pub code_dir: Option<PathBuf>,
+    /// `CLEARML_AGENT_FORCE_TASK_INIT`: the entry script is made to call `Task.init`.
+    pub force_task_init: bool,
     /// The run's own folder; exists and is private.
     pub work_dir: PathBuf,
     /// Where mirrors of repositories are kept between runs; `None`: nowhere.
     pub cache: Option<PathBuf>,
+    /// `agent.vcs_cache.clone_on_pull_fail`: a mirror that cannot be brought up to date for whatever
+    /// reason is made anew.
+    pub clone_on_pull_fail: bool,
+    /// A commit that is asked for by its id may be fetched without its history.
+    pub shallow: bool,
     pub credentials: GitCredentials,
+    pub protocol: Protocol,
+    /// The agent's own environment: for the variables in an entry point, and for the programs that
+    /// git would run (ssh, credential helpers, Git LFS).
+    pub env: Variables,
     /// Certificate authorities to trust beside the machine's own.
     pub ca_bundle: Option<PathBuf>,
     pub accept_any_certificate: bool,
@@ -72,18 +98,105 @@ pub enum Kind {
     Standalone,
 }
 
+/// Whether `diff` is only the SDK's note that the changes are too large for the task.
+pub fn is_note_of_large_diff(diff: &str) -> bool {
+    Changes::of(diff) == Changes::TooLarge
+}
+
 /// Gets the code. On failure nothing of use is left in the work folder.
 pub fn fetch(
     request: &Request,
     console: &Console,
     stop: &CancellationToken,
 ) -> Result<Sources, SourceError> {
+    if let Some(folder) = &request.code_dir {
+        return code_that_is_there(request, folder, console);
+    }
+    let sources = get(request, console, stop)?;
+    prepare_entry_script(&sources, request.force_task_init, console)?;
+    Ok(sources)
+}
+
+/// Nothing is cloned, applied or written: the folder is the user's own.
+fn code_that_is_there(
+    request: &Request,
+    folder: &Path,
+    console: &Console,
+) -> Result<Sources, SourceError> {
+    let (entry_point, given) = request.entry_point();
+    let root = absolute(folder)?;
+    console.say(format!(
+        "The code is taken from {} as it is (CLEARML_AGENT_FORCE_CODE_DIR)",
+        root.display()
+    ));
+    if request.force_task_init {
+        console.say("No call of Task.init is added there (CLEARML_AGENT_FORCE_TASK_INIT)");
+    }
+    if entry_point.is_empty() {
+        return Err(SourceError::NoEntryPoint {
+            url: root.display().to_string(),
+        });
+    }
+    let working_dir = find_working_dir(&root, &given)?;
+    let shown = format!("{} (CLEARML_AGENT_FORCE_CODE_DIR)", root.display());
+    check_entry_point(&entry_point, &working_dir, &given, &root, &shown)?;
+    Ok(Sources {
+        working_dir,
+        root,
+        commit: None,
+        entry_point,
+        kind: Kind::Standalone,
+    })
+}
+
+/// Sees to it that Python takes the calls of `Task.init` that were put into the entry script.
+fn prepare_entry_script(
+    sources: &Sources,
+    force_task_init: bool,
+    console: &Console,
+) -> Result<(), SourceError> {
+    let named = sources.working_dir.join(&sources.entry_point);
+    let path = match named.is_file() {
+        true => named,
+        false => match entry_point::first_word(&sources.entry_point) {
+            Some((word, _)) => sources.working_dir.join(word),
+            None => return Ok(()),
+        },
+    };
+    let is_file = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file());
+    if !is_file || path.extension().is_none_or(|kind| kind != "py") {
+        return Ok(());
+    }
+    // What is no text Python will not run, and says so.
+    let Ok(mut text) = fs::read_to_string(&path) else {
+        return Ok(());
+    };
+    let mut said = Vec::new();
+    if let Some(moved) = task_init::below_future(&text) {
+        text = moved;
+        said.push("Task.init was moved below the imports of __future__ in");
+    }
+    if force_task_init && let Some(added) = task_init::added(&text) {
+        text = added;
+        said.push("A call of Task.init was added to");
+    }
+    if !said.is_empty() {
+        fs::write(&path, text).map_err(SourceError::io("writing", &path))?;
+    }
+    for what in said {
+        console.say(format!("{what} {}", sources.entry_point));
+    }
+    Ok(())
+}
+
+fn get(
+    request: &Request,
+    console: &Console,
+    stop: &CancellationToken,
+) -> Result<Sources, SourceError> {
     let script = &request.script;
     let changes = Changes::of(&script.diff);
-    let (entry_point, working_dir) =
-        entry_point::normalise(&script.entry_point, &script.working_dir, &|name| {
-            std::env::var(name).ok()
-        });
+    let (entry_point, working_dir) = request.entry_point();
     if script.repository.trim().is_empty() {
         return match changes {
             Changes::Script => recorded_script(request, &entry_point, &working_dir, console),
@@ -105,13 +218,9 @@ pub fn fetch(
     let mirrors = Mirrors {
         cache: request.cache.as_deref().map(absolute).transpose()?,
         scratch: work_dir.join("mirrors"),
-        network: Network::new(
-            &request.credentials,
-            request.ca_bundle.as_deref(),
-            request.accept_any_certificate,
-            console,
-            stop,
-        )?,
+        clone_on_pull_fail: request.clone_on_pull_fail,
+        shallow: request.shallow,
+        network: Network::new(request, console, stop)?,
         console,
         stop,
     };
@@ -129,9 +238,8 @@ pub fn fetch(
             "from the cached mirror"
         },
     ));
-    lfs::warn_of_pointers(&root, console);
     if changes == Changes::Patch {
-        apply_changes(&root, &script.diff, console)?;
+        apply_changes(&root, &script.diff, checked_out.commit, console)?;
     }
     let mut sources = Sources {
         working_dir: find_working_dir(&root, &working_dir)?,
@@ -150,19 +258,47 @@ pub fn fetch(
         ));
         sources.entry_point = file.entry_point;
     }
-    if let Some(missing) = entry_point::missing_script(&sources.entry_point, &sources.working_dir) {
-        return Err(SourceError::EntryPointMissing {
-            near: did_you_mean(&like(&sources.root, &missing, false)),
-            entry_point: missing,
-            working_dir: if working_dir.is_empty() {
-                ".".to_owned()
-            } else {
-                working_dir
-            },
-            root: address.shown(),
-        });
-    }
+    check_entry_point(
+        &sources.entry_point,
+        &sources.working_dir,
+        &working_dir,
+        &sources.root,
+        &address.shown(),
+    )?;
     Ok(sources)
+}
+
+impl Request {
+    /// Entry point and working directory as they are meant.
+    fn entry_point(&self) -> (String, String) {
+        let Script {
+            entry_point,
+            working_dir,
+            ..
+        } = &self.script;
+        entry_point::normalise(entry_point, working_dir, &|name| {
+            self.env.get(name).cloned()
+        })
+    }
+}
+
+/// Finds out at once that the script is not there. `given`: the working directory as the task has it.
+fn check_entry_point(
+    entry_point: &str,
+    working_dir: &Path,
+    given: &str,
+    root: &Path,
+    shown: &str,
+) -> Result<(), SourceError> {
+    match entry_point::missing_script(entry_point, working_dir) {
+        None => Ok(()),
+        Some(missing) => Err(SourceError::EntryPointMissing {
+            near: did_you_mean(&like(root, &missing, false)),
+            entry_point: missing,
+            working_dir: if given.is_empty() { "." } else { given }.to_owned(),
+            root: shown.to_owned(),
+        }),
+    }
 }
 
 fn recorded_script(
@@ -202,9 +338,22 @@ fn is_folder_of(root: &Path, working_dir: &Path, folder: &str) -> bool {
     }
 }
 
-fn apply_changes(root: &Path, text: &str, console: &Console) -> Result<(), SourceError> {
+fn apply_changes(
+    root: &Path,
+    text: &str,
+    commit: git2::Oid,
+    console: &Console,
+) -> Result<(), SourceError> {
     let patches = diff::parse(text)?;
-    let applied = apply::apply(root, &patches)?;
+    let repository = git2::Repository::open(root).ok();
+    let blobs = |id: &str| -> Option<Vec<u8>> {
+        let object = repository.as_ref()?.revparse_single(id).ok()?;
+        Some(object.as_blob()?.content().to_vec())
+    };
+    let applied = apply::apply(root, &patches, &blobs).map_err(|cause| SourceError::Diff {
+        commit: commit.to_string(),
+        cause,
+    })?;
     let files = match applied.files {
         1 => "1 file".to_owned(),
         count => format!("{count} files"),
@@ -213,6 +362,11 @@ fn apply_changes(root: &Path, text: &str, console: &Console) -> Result<(), Sourc
         true => format!("Uncommitted changes ({files}) are in the checkout already"),
         false => format!("Uncommitted changes applied ({files})"),
     });
+    for path in applied.merged {
+        console.say(format!(
+            "Note: {path} is not at the state that its changes were made on; they were merged with what it has become"
+        ));
+    }
     for path in applied.submodules_not_moved {
         console.say(format!(
             "Warning: submodule {path} was changed (another commit, or edited files) and the task's \

@@ -6,15 +6,21 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use git2::{
-    AutotagOption, CertificateCheckStatus, Direction, FetchOptions, ProxyOptions, RemoteCallbacks,
-    RemoteRedirect, Repository,
+    AutotagOption, CertificateCheckStatus, Direction, FetchOptions, Oid, ProxyOptions,
+    RemoteCallbacks, RemoteRedirect, Repository,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::credentials::{Answers, GitCredentials, SshIdentities, ways_to};
+use super::credentials::{Answers, GitCredentials, Login, bearer, logins};
 use super::error::SourceError;
-use super::url::Address;
+use super::git_program;
+use super::ssh::{self, SshProgram};
+use super::url::{Address, Transport};
+use super::ways::{Protocol, Way, ways_to};
+use super::{Request, ssh_config};
+use crate::config::Variables;
 use crate::console::Console;
+use crate::secret::Secret;
 
 /// A server that does not take a connection within this time is unreachable.
 const CONNECT_LIMIT_MS: i32 = 15_000;
@@ -25,100 +31,267 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Network<'a> {
     credentials: &'a GitCredentials,
-    ssh: SshIdentities,
-    accept_any_certificate: bool,
+    protocol: &'a Protocol,
+    pub(super) env: &'a Variables,
+    ssh: Option<SshProgram>,
+    pub(super) ca_bundle: Option<&'a Path>,
+    pub(super) accept_any_certificate: bool,
     console: &'a Console,
-    stop: &'a CancellationToken,
+    pub(super) stop: &'a CancellationToken,
+}
+
+/// What to fetch.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Get<'r> {
+    /// What these refspecs name, with its history. References that the remote no longer has are
+    /// removed beforehand (`prune`): a branch `a` that became `a/b` would be in the way.
+    References {
+        refspecs: &'r [&'r str],
+        prune: bool,
+    },
+    /// This commit without its history.
+    Alone(Oid),
 }
 
 impl<'a> Network<'a> {
     pub(super) fn new(
-        credentials: &'a GitCredentials,
-        ca_bundle: Option<&Path>,
-        accept_any_certificate: bool,
+        request: &'a Request,
         console: &'a Console,
         stop: &'a CancellationToken,
     ) -> Result<Self, SourceError> {
-        prepare_libgit2(ca_bundle).map_err(SourceError::git("setting up libgit2"))?;
+        prepare_libgit2(request.ca_bundle.as_deref())
+            .map_err(SourceError::git("setting up libgit2"))?;
+        let config = git2::Config::open_default();
+        let ssh_command = config.and_then(|config| config.get_string("core.sshCommand"));
         Ok(Self {
-            credentials,
-            ssh: SshIdentities::find(),
-            accept_any_certificate,
+            credentials: &request.credentials,
+            protocol: &request.protocol,
+            env: &request.env,
+            ssh: SshProgram::find(&request.env, ssh_command.ok()),
+            ca_bundle: request.ca_bundle.as_deref(),
+            accept_any_certificate: request.accept_any_certificate,
             console,
             stop,
         })
     }
 
-    /// Fetches `refspecs` from `address` into `into`, in whichever way works first. References
-    /// that the remote no longer has are removed beforehand: a branch `a` that became `a/b`
-    /// would be in the way. Returns the remote's default branch (`refs/heads/…`).
+    /// What is known for the server of `address` over http(s).
+    pub(super) fn logins(&self, address: &Address) -> Vec<Login> {
+        logins(address, self.credentials, self.env)
+    }
+
+    /// The header in place of a login, where that is a token.
+    pub(super) fn bearer(&self, address: &Address) -> Option<Secret> {
+        bearer(&self.logins(address), self.credentials.kind)
+    }
+
+    /// The ways to `address`, as the user's git configuration (`url.….insteadOf`) means it.
+    pub(super) fn ways(&self, into: &Repository, address: &Address) -> Vec<Way> {
+        let anonymous = into.remote_anonymous(address.text());
+        let meant = anonymous.ok().and_then(|remote| match remote.url() {
+            Ok(url) if url != address.text() => Some(Address::parse(url)),
+            _ => None,
+        });
+        ways_to(
+            meant.as_ref().unwrap_or(address),
+            self.protocol,
+            self.credentials,
+            &|web| {
+                self.logins(web)
+                    .iter()
+                    .any(|login| !login.password.is_empty())
+            },
+            &|ssh| match &self.ssh {
+                Some(program) if ssh.password.is_none() => program.has_identity(ssh),
+                _ => {
+                    ssh.password.is_some()
+                        || ssh_config::resolve(ssh, self.env).is_ok_and(|(_, found)| found.any())
+                }
+            },
+        )
+    }
+
+    /// Fetches from `address` into `into`, in whichever way works first. Returns the remote's default
+    /// branch (`refs/heads/…`).
     pub(super) fn fetch(
         &self,
         into: &Repository,
         address: &Address,
-        refspecs: &[&str],
-        prune: bool,
+        get: Get<'_>,
     ) -> Result<Option<String>, SourceError> {
-        let mut failure = None;
-        for way in ways_to(address, self.credentials, self.ssh.any()) {
-            if failure.is_some() {
-                self.console.say(format!("Trying {} instead", way.shown()));
+        let mut failures: Vec<(String, SourceError)> = Vec::new();
+        for way in self.ways(into, address) {
+            let refused = |error: &SourceError| matches!(error, SourceError::Authentication { .. });
+            if way.after_refusal && !failures.last().is_some_and(|(_, error)| refused(error)) {
+                continue;
             }
-            match self.fetch_by(into, &way, refspecs, prune) {
+            let way = way.address;
+            if let Some((_, error)) = failures.last() {
+                let why = error.to_string();
+                let why = why.lines().next().unwrap_or_default();
+                self.console
+                    .say(format!("{why}; trying {} instead", way.shown()));
+            }
+            let fetched = self.fetch_by(into, &way, get);
+            match fetched.or_else(|error| self.fetch_by_git(into, &way, get, error)) {
                 Ok(default_branch) => return Ok(default_branch),
                 Err(SourceError::Stopped) => return Err(SourceError::Stopped),
-                Err(error) => failure = Some(error),
+                Err(error) => failures.push((way.shown(), error)),
             }
         }
-        Err(failure.unwrap_or(SourceError::Stopped))
+        Err(SourceError::no_way(address, failures))
     }
 
     fn fetch_by(
         &self,
         into: &Repository,
         way: &Address,
-        refspecs: &[&str],
-        prune: bool,
+        get: Get<'_>,
     ) -> Result<Option<String>, SourceError> {
-        let answers = Answers::new(way, self.credentials, self.ssh.clone());
-        self.fetch_with(into, way, refspecs, prune, &answers)
-            .map_err(|error| match self.stop.is_cancelled() {
-                true => SourceError::Stopped,
-                false => SourceError::remote(way, &error, &answers.offered()),
-            })
+        if let (Transport::Ssh, Some(program), None) = (way.transport, &self.ssh, &way.password) {
+            return self.fetch_by_ssh_program(into, way, get, program);
+        }
+        let (target, identities) =
+            ssh_config::resolve(way, self.env).map_err(|cause| SourceError::Unreachable {
+                url: way.shown(),
+                cause,
+            })?;
+        let known = self.logins(&target);
+        let answers =
+            |logins, identities| Answers::new(&target, logins, identities, self.env, self.stop);
+        let first = answers(known, identities);
+        let mut failed_with = first.offered();
+        let result = self.fetch_with(into, target.text(), get, Some(&first));
+        let result = match result {
+            // Nobody elsewhere is told what is meant for this host.
+            Err(error) if error.message().starts_with("cannot redirect from") => {
+                self.fetch_with(into, target.text(), get, None)
+            }
+            result => {
+                failed_with = first.offered();
+                result
+            }
+        };
+        result.map_err(|error| match self.stop.is_cancelled() {
+            true => SourceError::Stopped,
+            false => SourceError::remote(way, &error, &failed_with),
+        })
     }
 
-    fn fetch_with(
+    /// Another try by git itself, where libgit2 was not understood or not let in.
+    fn fetch_by_git(
         &self,
         into: &Repository,
         way: &Address,
-        refspecs: &[&str],
-        prune: bool,
-        answers: &Answers,
+        get: Get<'_>,
+        error: SourceError,
+    ) -> Result<Option<String>, SourceError> {
+        let is_web = matches!(way.transport, Transport::Http | Transport::Https);
+        let may_help = match error {
+            SourceError::Authentication { .. } | SourceError::HostIdentity { .. } => is_web,
+            // A commit without its history is to be had quickly or not at all.
+            SourceError::Fetch { damaged, .. } => !damaged && !matches!(get, Get::Alone(_)),
+            _ => false,
+        };
+        if !may_help {
+            return Err(error);
+        }
+        match git_program::fetch(self, into, way, get) {
+            None => Err(error),
+            Some(_) if self.stop.is_cancelled() => Err(SourceError::Stopped),
+            Some(Ok(default_branch)) => {
+                self.console
+                    .say(format!("{} was fetched by git itself", way.shown()));
+                Ok(default_branch)
+            }
+            Some(Err(said)) => Err(error.also(&said)),
+        }
+    }
+
+    fn fetch_by_ssh_program(
+        &self,
+        into: &Repository,
+        way: &Address,
+        get: Get<'_>,
+        program: &SshProgram,
+    ) -> Result<Option<String>, SourceError> {
+        let call = ssh::Call::new(program, way, self.stop);
+        let result = call.during(|| self.fetch_with(into, &ssh::Call::address(), get, None));
+        result.map_err(|error| match (self.stop.is_cancelled(), call.complaint()) {
+            (true, _) => SourceError::Stopped,
+            (false, Some(said)) => SourceError::ssh(way, &said),
+            (false, None) => SourceError::remote(way, &error, &[]),
+        })
+    }
+
+    /// `answers`: what to say to a server that asks who is there; to none, if it was reached by a
+    /// redirect to another host.
+    fn fetch_with(
+        &self,
+        into: &Repository,
+        url: &str,
+        get: Get<'_>,
+        answers: Option<&Answers<'_>>,
     ) -> Result<Option<String>, git2::Error> {
-        let mut remote = into.remote_anonymous(way.text())?;
-        let mut connection = remote.connect_auth(
-            Direction::Fetch,
-            Some(self.callbacks(answers)),
-            Some(proxy()),
-        )?;
-        let default_branch = connection
-            .default_branch()
-            .ok()
-            .and_then(|name| name.as_str().ok().map(str::to_owned));
-        let remote = connection.remote();
+        // libgit2 takes this from the configuration alone while it connects. A redirect on the same
+        // host is followed all the same.
+        let follow = if answers.is_some() {
+            "false"
+        } else {
+            "initial"
+        };
+        into.config()?.set_str("http.followRedirects", follow)?;
         let mut options = FetchOptions::new();
         options
             .remote_callbacks(self.callbacks(answers))
             .proxy_options(proxy())
             .download_tags(AutotagOption::None)
             .update_fetchhead(false)
-            .follow_redirects(match answers.hold_secrets() {
-                true => RemoteRedirect::None,
-                false => RemoteRedirect::Initial,
+            .follow_redirects(match answers {
+                Some(_) => RemoteRedirect::None,
+                None => RemoteRedirect::Initial,
             });
-        remote.download(refspecs, Some(&mut options))?;
-        if prune {
+        let header = answers.and_then(|answers| bearer(answers.logins(), self.credentials.kind));
+        if let Some(header) = &header {
+            options.custom_headers(&[header.expose()]);
+        }
+        let mut remote = into.remote_anonymous(url)?;
+        // A header cannot be told while connecting; `download` connects by itself.
+        let mut connection = match header {
+            Some(_) => None,
+            None => Some(remote.connect_auth(
+                Direction::Fetch,
+                Some(self.callbacks(answers)),
+                Some(proxy()),
+            )?),
+        };
+        let mut headed;
+        let remote = match &mut connection {
+            Some(connection) => connection.remote(),
+            None => {
+                headed = into.remote_anonymous(url)?;
+                &mut headed
+            }
+        };
+        let advertised = match (get, remote.connected()) {
+            (Get::Alone(commit), true) => name_of(remote, commit)?,
+            _ => None,
+        };
+        match get {
+            Get::References { refspecs, .. } => remote.download(refspecs, Some(&mut options))?,
+            Get::Alone(commit) => {
+                options.depth(1);
+                // By its id only where it has no name: not every server gives commits by their ids.
+                let source = advertised.unwrap_or_else(|| commit.to_string());
+                let refspec = format!("+{source}:refs/commits/{commit}");
+                remote.download(&[refspec], Some(&mut options))?;
+            }
+        }
+        let default_branch = remote
+            .default_branch()
+            .ok()
+            .and_then(|name| name.as_str().ok().map(str::to_owned));
+        if let Get::References { prune: true, .. } = get {
             remote.prune(None)?;
         }
         remote.update_tips(
@@ -131,13 +304,20 @@ impl<'a> Network<'a> {
         Ok(default_branch)
     }
 
-    fn callbacks<'c>(&'c self, answers: &'c Answers) -> RemoteCallbacks<'c> {
+    fn callbacks<'c>(&'c self, answers: Option<&'c Answers<'_>>) -> RemoteCallbacks<'c> {
         let mut callbacks = RemoteCallbacks::new();
         callbacks.credentials(move |url, user, allowed| {
             if self.stop.is_cancelled() {
                 return Err(git2::Error::from_str("stopped"));
             }
-            answers.answer(url, user, allowed)
+            match answers {
+                Some(answers) => answers.answer(url, user, allowed),
+                None => Err(git2::Error::new(
+                    git2::ErrorCode::Auth,
+                    git2::ErrorClass::Callback,
+                    "the server that it was redirected to wants a login; set the new address in the task",
+                )),
+            }
         });
         let last_said = Cell::new(Instant::now());
         callbacks.transfer_progress(move |progress| {
@@ -165,6 +345,16 @@ impl<'a> Network<'a> {
     }
 }
 
+/// A branch or tag of the remote that is at this commit.
+fn name_of(remote: &git2::Remote<'_>, commit: Oid) -> Result<Option<String>, git2::Error> {
+    let heads = remote.list()?;
+    let at_commit = heads.iter().filter(|head| head.oid() == commit);
+    let mut names = at_commit.map(|head| head.name().trim_end_matches("^{}"));
+    Ok(names
+        .find(|name| name.starts_with("refs/"))
+        .map(str::to_owned))
+}
+
 /// The proxy that git's configuration or the environment names.
 fn proxy<'p>() -> ProxyOptions<'p> {
     let mut proxy = ProxyOptions::new();
@@ -190,6 +380,7 @@ fn prepare_libgit2(ca_bundle: Option<&Path>) -> Result<(), git2::Error> {
             git2::opts::set_server_connect_timeout_in_milliseconds(CONNECT_LIMIT_MS)?;
             git2::opts::set_server_timeout_in_milliseconds(SILENCE_LIMIT_MS)?;
         }
+        ssh::register()?;
         *done = Some(Vec::new());
     }
     let bundles = done.get_or_insert_default();

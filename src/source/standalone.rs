@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::diff::without_colours;
 use super::entry_point::{first_word, is_script};
 use super::error::SourceError;
 use crate::task::Script;
@@ -24,13 +25,14 @@ const TOO_LARGE: &str = "# warning! git diff too large to store";
 
 impl Changes {
     pub(super) fn of(diff: &str) -> Changes {
-        let text = diff.trim_start().to_lowercase();
-        let mut lines = text.lines();
+        let text = without_colours(diff);
+        let mut lines = text.trim_start().lines().map(str::to_lowercase);
         let first = lines.next().unwrap_or_default();
         let second = lines.next().unwrap_or_default();
+        let (first, second) = (first.as_str(), second.as_str());
         if first.is_empty() {
             Changes::None
-        } else if text.starts_with(TOO_LARGE) {
+        } else if first.starts_with(TOO_LARGE) {
             Changes::TooLarge
         } else if first.starts_with("diff ")
             || (first.starts_with("--- ") && second.starts_with("+++ "))
@@ -164,6 +166,11 @@ mod tests {
                 "# WARNING! git diff too large to store, clear this section\n",
                 Changes::TooLarge,
             ),
+            (
+                "\x1b[1mdiff --git a/x b/x\x1b[m\n\x1b[1mindex 1..2 100644\x1b[m\n",
+                Changes::Patch,
+            ),
+            ("\x1b[32mimport os\x1b[m\n", Changes::Script),
             ("import os\n", Changes::Script),
             ("difference = 1\n", Changes::Script),
             ("# only a remark\n", Changes::Script),

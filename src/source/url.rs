@@ -27,6 +27,8 @@ pub(super) struct Address {
     pub(super) port: Option<u16>,
     /// What follows the host (or the whole path of a local repository).
     path: String,
+    /// The host in the letters that were written: an alias of `~/.ssh/config` has them.
+    host_as_given: Option<String>,
 }
 
 impl Address {
@@ -43,14 +45,15 @@ impl Address {
             return Self::with_authority(transport, rest);
         }
         match split_scp(given) {
-            Some((user, host, path)) => Self {
+            Some((user, host, port, path)) => Self {
                 text: given.to_owned(),
                 transport: Transport::Ssh,
                 user: user.map(str::to_owned),
                 password: None,
                 host: Some(host.to_ascii_lowercase()),
-                port: None,
+                port,
                 path: path.to_owned(),
+                host_as_given: Some(host.to_owned()),
             },
             None => Self::local(given),
         }
@@ -66,6 +69,7 @@ impl Address {
             host: None,
             port: None,
             path: path.to_owned(),
+            host_as_given: None,
         }
     }
 
@@ -110,6 +114,7 @@ impl Address {
             host: Some(host.to_ascii_lowercase()),
             port,
             path,
+            host_as_given: Some(host.to_owned()),
         }
     }
 
@@ -143,16 +148,63 @@ impl Address {
         }
     }
 
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(super) fn host_as_given(&self) -> Option<&str> {
+        self.host_as_given.as_deref()
+    }
+
     /// The http(s) address of a repository given by its ssh address; `None` for other kinds.
     /// The ssh port means nothing to a web server and is left out.
-    pub(super) fn over_https(&self) -> Option<Address> {
+    pub(super) fn over_https(&self, scheme: &str) -> Option<Address> {
         let host = self.host.as_deref()?;
-        // Azure DevOps serves ssh from a host that speaks no https; its paths differ as well.
-        if self.transport != Transport::Ssh || host.starts_with("ssh.dev.azure.") {
+        if self.transport != Transport::Ssh {
             return None;
         }
         let path = self.path.trim_start_matches('/');
-        Some(Self::parse(&format!("https://{host}/{path}")))
+        // Azure DevOps serves ssh from a host that speaks no https; its paths differ as well.
+        if host.starts_with("ssh.dev.azure.") {
+            let mut parts = path.splitn(4, '/');
+            let (version, organisation) = (parts.next()?, parts.next()?);
+            let (project, repository) = (parts.next()?, parts.next()?);
+            let host = host.trim_start_matches("ssh.");
+            let url = format!("{scheme}://{host}/{organisation}/{project}/_git/{repository}");
+            return version.starts_with('v').then(|| Self::parse(&url));
+        }
+        let mut address = Self::parse(&format!("{scheme}://{host}/{path}"));
+        if self.password.is_some() {
+            (address.user, address.password) = (self.user.clone(), self.password.clone());
+        }
+        Some(address)
+    }
+
+    /// The ssh address of a repository given by its https address; `None` for other kinds. The web
+    /// server's port means nothing to ssh.
+    pub(super) fn over_ssh(&self, user: Option<&str>, port: Option<u16>) -> Option<Address> {
+        let host = self.host.as_deref()?;
+        if self.transport != Transport::Https {
+            return None;
+        }
+        let user = user.unwrap_or("git");
+        let port = port.map_or_else(String::new, |port| format!(":{port}"));
+        let path = &self.path;
+        Some(Self::parse(&format!("ssh://{user}@{host}{port}{path}")))
+    }
+
+    /// An ssh URL with another user or port. Not an scp-like one, which has no place for a port.
+    pub(super) fn with_ssh(&self, user: Option<&str>, port: Option<u16>) -> Option<Address> {
+        let host = self.host_as_given.as_deref()?;
+        if self.transport != Transport::Ssh || !self.text.contains("://") {
+            return None;
+        }
+        let user = user.or(self.user.as_deref());
+        let user = user.map_or_else(String::new, |user| format!("{user}@"));
+        let port = port.or(self.port);
+        let port = port.map_or_else(String::new, |port| format!(":{port}"));
+        let path = &self.path;
+        Some(Self::parse(&format!("ssh://{user}{host}{port}{path}")))
     }
 
     /// A submodule's address: a relative one (`./x`, `../x`) is resolved against the address of
@@ -203,17 +255,31 @@ fn scheme(transport: Transport) -> &'static str {
     }
 }
 
-/// `[user@]host:path`; a colon after the first slash belongs to a path, as git reads it.
-fn split_scp(given: &str) -> Option<(Option<&str>, &str, &str)> {
-    let (before, path) = given.split_once(':')?;
+/// `[user@]host:path`; a colon after the first slash belongs to a path, as git reads it. In brackets
+/// a host may have colons of its own: an IPv6 address, or a port (`[host:22]:path`).
+fn split_scp(given: &str) -> Option<(Option<&str>, &str, Option<u16>, &str)> {
+    let bracket = given.find('[').filter(|&at| {
+        let before = &given[..at];
+        before.is_empty() || before.ends_with('@') && !before.contains('/')
+    });
+    let colon = match bracket {
+        Some(at) => at + given[at..].find("]:")? + 1,
+        None => given.find(':')?,
+    };
+    let (before, path) = (&given[..colon], &given[colon + 1..]);
     if before.is_empty() || before.contains('/') || path.is_empty() {
         return None;
     }
-    match before.rsplit_once('@') {
-        Some((user, host)) if !host.is_empty() => Some((Some(user), host, path)),
-        Some(_) => None,
-        None => Some((None, before, path)),
-    }
+    let (user, host) = match before.rsplit_once('@') {
+        Some((user, host)) => (Some(user), host),
+        None => (None, before),
+    };
+    let inner = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let (host, port) = match inner.and_then(|inner| inner.split_once(':')) {
+        Some((host, port)) if port.parse::<u16>().is_ok() => (host, port.parse().ok()),
+        _ => (host, None),
+    };
+    (!host.is_empty()).then_some((user, host, port, path))
 }
 
 /// Host and port text; the colons of an IPv6 address in brackets are its own.
@@ -360,12 +426,61 @@ mod tests {
         for (given, https) in [
             ("git@h:a/b.git", Some("https://h/a/b.git")),
             ("ssh://git@h:2222/a/b", Some("https://h/a/b")),
-            ("git@ssh.dev.azure.com:v3/o/p/r", None),
+            ("[git.h:2222]:a/b", Some("https://git.h/a/b")),
+            (
+                "git@ssh.dev.azure.com:v3/o/p/r",
+                Some("https://dev.azure.com/o/p/_git/r"),
+            ),
+            ("git@ssh.dev.azure.com:o/p", None),
             ("https://h/a", None),
             ("/a/b", None),
         ] {
-            let found = Address::parse(given).over_https();
+            let found = Address::parse(given).over_https("https");
             assert_eq!(found.as_ref().map(Address::text), https, "{given}");
+        }
+    }
+
+    #[test]
+    fn https_addresses_have_an_ssh_form() {
+        for (given, user, port, ssh) in [
+            (
+                "https://u:p@h:8443/a/b.git",
+                None,
+                None,
+                Some("ssh://git@h/a/b.git"),
+            ),
+            (
+                "https://h/a",
+                Some("bob"),
+                Some(22),
+                Some("ssh://bob@h:22/a"),
+            ),
+            ("http://h/a", None, None, None),
+            ("git@h:a", None, None, None),
+        ] {
+            let found = Address::parse(given).over_ssh(user, port);
+            assert_eq!(found.as_ref().map(Address::text), ssh, "{given}");
+        }
+        let forced = |given| Address::parse(given).with_ssh(Some("bob"), Some(2222));
+        assert_eq!(
+            forced("ssh://git@H/a").unwrap().text(),
+            "ssh://bob@H:2222/a"
+        );
+        assert_eq!(forced("git@h:a"), None);
+    }
+
+    #[test]
+    fn hosts_in_brackets() {
+        for (given, host, port, path) in [
+            ("[::1]:a/b", "[::1]", None, "a/b"),
+            ("u@[::1]:a", "[::1]", None, "a"),
+            ("[h:22]:a", "h", Some(22), "a"),
+            ("u@[h:22]:/a", "h", Some(22), "/a"),
+        ] {
+            let found = Address::parse(given);
+            assert_eq!(found.transport, Transport::Ssh, "{given}");
+            assert_eq!(found.host.as_deref(), Some(host), "{given}");
+            assert_eq!((found.port, found.path()), (port, path), "{given}");
         }
     }
 

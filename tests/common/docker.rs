@@ -1,5 +1,7 @@
 //! A real Docker Engine for tests: its image, and containers that are gone when a test is.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};

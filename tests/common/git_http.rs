@@ -1,6 +1,9 @@
 //! Real git servers and repositories for tests: `git http-backend` behind a small HTTP server
 //! with optional basic authentication, and repositories made with the git command line.
 
+// Not every test file uses all of it.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -125,7 +128,22 @@ fn serve(
     }
     let body = read_body(&mut reader, &headers)?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    // `/here/x` has moved to `/x`, and `/to/host:port/x` to that server.
+    let moved = path.strip_prefix("/here").map(str::to_owned).or_else(|| {
+        let elsewhere = path.strip_prefix("/to/")?;
+        Some(format!("http://{elsewhere}"))
+    });
+    if let Some(location) = moved {
+        let answer = format!(
+            "HTTP/1.1 301 Moved Permanently\r\nLocation: {location}?{query}\r\n\
+             Content-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        return stream.write_all(answer.as_bytes()).ok();
+    }
     let given = headers.get("authorization").and_then(|value| {
+        if let Some(token) = value.strip_prefix("Bearer ") {
+            return Some(("Bearer".to_owned(), token.to_owned()));
+        }
         let decoded = BASE64_STANDARD.decode(value.strip_prefix("Basic ")?).ok()?;
         let text = String::from_utf8(decoded).ok()?;
         let (user, password) = text.split_once(':')?;
@@ -139,6 +157,15 @@ fn serve(
         let refusal = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"git\"\r\n\
                        Content-Length: 0\r\nConnection: close\r\n\r\n";
         return stream.write_all(refusal.as_bytes()).ok();
+    }
+    if let Some((status, kind, content)) = lfs(root, path, &body, headers.get("host")?) {
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n",
+            content.len()
+        );
+        stream.write_all(head.as_bytes()).ok()?;
+        return stream.write_all(&content).ok();
     }
     let mut child = Command::new("git")
         .arg("http-backend")
@@ -186,6 +213,44 @@ fn serve(
     );
     stream.write_all(answer.as_bytes()).ok()?;
     stream.write_all(content).ok()
+}
+
+/// The Git LFS side of the server: objects are those that the repository itself has.
+fn lfs(
+    root: &Path,
+    path: &str,
+    body: &[u8],
+    host: &str,
+) -> Option<(&'static str, &'static str, Vec<u8>)> {
+    const JSON: &str = "application/vnd.git-lfs+json";
+    if let Some(repository) = path.strip_suffix("/info/lfs/objects/batch") {
+        let request: serde_json::Value = serde_json::from_slice(body).ok()?;
+        let objects = request["objects"].as_array()?.iter().map(|object| {
+            let href = format!(
+                "http://{host}{repository}/lfs-object/{}",
+                object["oid"].as_str().unwrap()
+            );
+            serde_json::json!({
+                "oid": object["oid"], "size": object["size"],
+                "actions": {"download": {"href": href}},
+            })
+        });
+        let objects: Vec<_> = objects.collect();
+        let answer = serde_json::json!({"transfer": "basic", "objects": objects});
+        return Some(("200 OK", JSON, answer.to_string().into_bytes()));
+    }
+    let (repository, oid) = path.split_once("/lfs-object/")?;
+    let folder = root
+        .join(repository.trim_start_matches('/'))
+        .join("lfs/objects");
+    match fs::read(folder.join(&oid[..2]).join(&oid[2..4]).join(oid)) {
+        Ok(content) => Some(("200 OK", "application/octet-stream", content)),
+        Err(_) => Some((
+            "404 Not Found",
+            JSON,
+            br#"{"message": "no such object"}"#.to_vec(),
+        )),
+    }
 }
 
 fn read_body(reader: &mut impl BufRead, headers: &BTreeMap<String, String>) -> Option<Vec<u8>> {

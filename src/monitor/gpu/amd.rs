@@ -10,6 +10,8 @@ const VENDOR: &str = "0x1002";
 /// The cards that count.
 pub struct Reader {
     cards: Vec<Card>,
+    /// Where the compute driver keeps what each process holds.
+    processes: PathBuf,
 }
 
 struct Card {
@@ -18,6 +20,8 @@ struct Card {
     device: PathBuf,
     /// The sensors' folder.
     sensors: Option<PathBuf>,
+    /// The compute driver's number for it.
+    compute_id: Option<u64>,
 }
 
 /// All cards below `sysfs` that the driver has figures of, in the order of their numbers.
@@ -59,6 +63,7 @@ impl Reader {
         let card = |(place, (device, _)): (usize, (PathBuf, Identity))| Card {
             place,
             sensors: sensors(&device),
+            compute_id: compute_id(sysfs, &device),
             device,
         };
         let cards = found
@@ -67,21 +72,42 @@ impl Reader {
             .filter(|(place, _)| chosen.contains(place))
             .map(card)
             .collect();
-        Self { cards }
+        Self {
+            cards,
+            processes: sysfs.join("class/kfd/kfd/proc"),
+        }
     }
 
     pub fn is_empty(&self) -> bool {
         self.cards.is_empty()
     }
 
-    pub fn look(&self) -> Vec<Figures> {
+    /// `job`: the job's processes.
+    pub fn look(&self, job: &[i32]) -> Vec<Figures> {
         // A card that vanished has no files.
         let there = self.cards.iter().filter(|card| card.device.exists());
-        there.map(Card::look).collect()
+        let figures = there.map(|card| Figures {
+            job_memory: card.held_by(job, &self.processes),
+            ..card.look()
+        });
+        figures.collect()
     }
 }
 
 impl Card {
+    /// MiB that processes of `job` hold; `None` where the compute driver does not tell.
+    fn held_by(&self, job: &[i32], processes: &Path) -> Option<f64> {
+        let file = format!("vram_{}", self.compute_id?);
+        if job.is_empty() || !processes.is_dir() {
+            return None;
+        }
+        // One that does not compute has no folder.
+        let held = job
+            .iter()
+            .filter_map(|pid| number(&processes.join(pid.to_string()), &file));
+        Some((held.sum::<u64>() >> 20) as f64)
+    }
+
     fn look(&self) -> Figures {
         let file = |name: &str| number(&self.device, name);
         let sensor = |name: &str| self.sensors.as_deref().and_then(|s| number(s, name));
@@ -109,6 +135,22 @@ pub fn uncorrected(device: &Path) -> Option<u64> {
     let counts = text(device, "ras/umc_err_count")?;
     let line = counts.lines().find_map(|line| line.strip_prefix("ue:"))?;
     line.trim().parse().ok()
+}
+
+/// The number of `device` in the compute driver's topology, where both have the same render node.
+fn compute_id(sysfs: &Path, device: &Path) -> Option<u64> {
+    let minor = fs::read_dir(device.join("drm")).ok()?.flatten();
+    let minor = minor
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .find_map(|name| name.strip_prefix("renderD").map(str::to_owned))?;
+    let nodes = fs::read_dir(sysfs.join("class/kfd/kfd/topology/nodes")).ok()?;
+    let node = nodes.flatten().map(|entry| entry.path()).find(|node| {
+        let properties = text(node, "properties").unwrap_or_default();
+        properties
+            .lines()
+            .any(|line| line.strip_prefix("drm_render_minor ") == Some(&minor))
+    })?;
+    number(&node, "gpu_id")
 }
 
 fn sensors(device: &Path) -> Option<PathBuf> {
@@ -203,11 +245,44 @@ mod tests {
             }),
             ..Figures::default()
         };
-        assert_eq!(reader.look(), [full, sparse.clone()]);
+        assert_eq!(reader.look(&[]), [full, sparse.clone()]);
 
         // One that vanishes leaves the other.
         fs::remove_dir_all(sysfs.path().join("class/drm/card1")).unwrap();
-        assert_eq!(reader.look(), [sparse]);
+        assert_eq!(reader.look(&[]), [sparse]);
+    }
+
+    #[test]
+    fn the_jobs_share_is_what_its_processes_hold() {
+        let sysfs = tree();
+        let files = [
+            ("drm/card1/device/drm/renderD129/dev", "226:129"),
+            (
+                "kfd/kfd/topology/nodes/0/properties",
+                "cpu_cores_count 64\ndrm_render_minor 0",
+            ),
+            ("kfd/kfd/topology/nodes/0/gpu_id", "0"),
+            (
+                "kfd/kfd/topology/nodes/1/properties",
+                "simd_count 440\ndrm_render_minor 129",
+            ),
+            ("kfd/kfd/topology/nodes/1/gpu_id", "51140"),
+            ("kfd/kfd/proc/70/vram_51140", "1073741824"),
+            ("kfd/kfd/proc/71/vram_51140", "2147483648"),
+            ("kfd/kfd/proc/99/vram_51140", "4294967296"),
+        ];
+        for (file, text) in files {
+            let path = sysfs.path().join("class").join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let reader = Reader::new(sysfs.path(), &Visible::All);
+        let held = |job: &[i32]| -> Vec<Option<f64>> {
+            reader.look(job).iter().map(|f| f.job_memory).collect()
+        };
+        assert_eq!(held(&[70, 71, 72]), [Some(3072.0), None]);
+        assert_eq!(held(&[72]), [Some(0.0), None]);
+        assert_eq!(held(&[]), [None, None]);
     }
 
     #[test]
@@ -220,7 +295,7 @@ mod tests {
             (Visible::All, &[0, 1]),
         ] {
             let reader = Reader::new(sysfs.path(), &visible);
-            let found: Vec<usize> = reader.look().iter().map(|f| f.place).collect();
+            let found: Vec<usize> = reader.look(&[]).iter().map(|f| f.place).collect();
             assert_eq!(found, places, "{visible:?}");
         }
     }

@@ -3,10 +3,6 @@
 //! of its own and given up when it does not answer.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
 use std::time::Duration;
 
 use nvml_wrapper::Nvml;
@@ -16,7 +12,7 @@ use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::sys_exports::field_id;
 use tokio::sync::oneshot;
 
-use super::{Identity, Source, Visible, amd, driver, nvml};
+use super::{Identity, Source, Visible, amd, driver, nvml, xid};
 
 /// `agent.gpu_health_check`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,10 +82,10 @@ pub struct Machine {
 }
 
 /// How long the driver may take; an idle one that wakes eight GPUs takes some seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What is wrong, one sentence each. Takes a minute at most, and can be abandoned.
-pub async fn check(source: &Source, asked: &Asked) -> Vec<String> {
+/// What is wrong, one sentence each. Takes as long as `patience` at most, and can be abandoned.
+pub async fn check(source: &Source, asked: &Asked, patience: Duration) -> Vec<String> {
     if source.visible == Visible::None {
         return Vec::new();
     }
@@ -101,13 +97,13 @@ pub async fn check(source: &Source, asked: &Asked) -> Vec<String> {
     if let Err(error) = std::thread::Builder::new().name("gpu".into()).spawn(look) {
         return vec![format!("the GPUs could not be looked at: {error}")];
     }
-    match tokio::time::timeout(PATIENCE, told).await {
+    match tokio::time::timeout(patience, told).await {
         Ok(Ok(machine)) => findings(&machine, asked),
         // The thread panicked.
         Ok(Err(_)) => vec!["the GPUs could not be looked at: a defect of the agent".into()],
         Err(_) => vec![format!(
             "the GPUs' driver has not answered for {} s",
-            PATIENCE.as_secs()
+            patience.as_secs()
         )],
     }
 }
@@ -162,10 +158,10 @@ pub fn findings(machine: &Machine, asked: &Asked) -> Vec<String> {
             ));
         }
         found.extend(held(device));
-        for xid in &device.xids {
+        for code in &device.xids {
             found.push(format!(
-                "{name}: error Xid {xid} in the kernel's log{}",
-                xid_words(&xid.to_string())
+                "{name}: error Xid {code} in the kernel's log{}",
+                xid::words(&code.to_string())
             ));
         }
     }
@@ -198,31 +194,6 @@ fn held(device: &State) -> Option<String> {
 
 fn version(ten_times: u32) -> String {
     format!("{}.{}", ten_times / 10, ten_times % 10)
-}
-
-/// Errors that say that the device, not a program, is at fault. From NVIDIA's catalogue of Xids.
-const FAULTS: [(u32, &str); 15] = [
-    (48, "a memory error that could not be corrected"),
-    (62, "the device's controller halted"),
-    (64, "a memory page or row could not be taken out of use"),
-    (74, "an NVLink failed"),
-    (79, "the device has fallen off the bus"),
-    (92, "many memory errors"),
-    (94, "a memory error, contained in one program"),
-    (95, "a memory error, not contained"),
-    (110, "a security fault of the device"),
-    (119, "the device's system processor does not answer"),
-    (120, "the device's system processor failed"),
-    (136, "the device is not trained on its link"),
-    (140, "a memory error that could not be recovered"),
-    (143, "the device could not be initialised"),
-    (154, "the device must be recovered"),
-];
-
-/// `: what it means`, or nothing for errors that programs cause.
-pub fn xid_words(code: &str) -> String {
-    let known = FAULTS.iter().find(|(xid, _)| xid.to_string() == code);
-    known.map_or(String::new(), |(_, words)| format!(": {words}"))
 }
 
 fn look(source: &Source) -> Machine {
@@ -275,7 +246,7 @@ fn look_at_nvidia(
         let version = u32::try_from(version).ok()?;
         Some(version / 1000 * 10 + version % 1000 / 10)
     });
-    let xids = kernel_xids();
+    let xids = xid::in_kernel_log();
     let mut lost: Vec<(u32, NvmlError)> = Vec::new();
     let found = nvml::find(nvml, |_| (), |index, error| lost.push((index, error)));
     let all: Vec<Identity> = found.iter().map(|f| f.identity.clone()).collect();
@@ -329,7 +300,7 @@ fn state(found: &nvml::Found<'_>, xids: &BTreeMap<String, Vec<u32>>) -> State {
         }
     };
     let memory = device.memory_info().ok();
-    let address = whole.pci_info().map(|pci| pci_address(&pci.bus_id));
+    let address = whole.pci_info().map(|pci| xid::address(&pci.bus_id));
     State {
         name: found.identity.to_string(),
         lost,
@@ -347,76 +318,6 @@ fn state(found: &nvml::Found<'_>, xids: &BTreeMap<String, Vec<u32>>) -> State {
             .and_then(|address| xids.get(&address).cloned())
             .unwrap_or_default(),
     }
-}
-
-/// `00000000:3B:00.0` and the kernel's `0000:3b:00` are one: domain, bus and device.
-fn pci_address(text: &str) -> String {
-    let text = text.to_lowercase();
-    let text = text.split('.').next().unwrap_or_default();
-    match text.split_once(':') {
-        Some((domain, rest)) => format!("{}:{rest}", domain.trim_start_matches('0')),
-        None => text.to_owned(),
-    }
-}
-
-/// The devices' faults in the kernel's log of the last day, by address. Nothing where this user may
-/// not read it.
-fn kernel_xids() -> BTreeMap<String, Vec<u32>> {
-    let mut found: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-    let Some(up) = seconds_up() else {
-        return found;
-    };
-    let log = File::options()
-        .read(true)
-        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-        .open(Path::new("/dev/kmsg"));
-    let Ok(mut log) = log else { return found };
-    // No record is longer, and each read gives one.
-    let mut record = [0; 8192];
-    loop {
-        match log.read(&mut record) {
-            Ok(0) => break,
-            Ok(length) => {
-                let text = String::from_utf8_lossy(&record[..length]);
-                if let Some((address, xid)) = fault(&text, up) {
-                    let of_device = found.entry(address).or_default();
-                    if !of_device.contains(&xid) {
-                        of_device.push(xid);
-                    }
-                }
-            }
-            // Overwritten before it was read: the next read goes on behind it.
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PIPE.raw_os_error()) => {}
-            Err(_) => break,
-        }
-    }
-    found
-}
-
-fn seconds_up() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/uptime").ok()?;
-    text.split('.').next()?.parse().ok()
-}
-
-/// `4,1234,987654321,-;NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', …` of the last day; `up` is
-/// the machine's age in seconds, as the third field is in microseconds.
-fn fault(record: &str, up: u64) -> Option<(String, u32)> {
-    const DAY: u64 = 24 * 3600;
-    let (head, text) = record.split_once(';')?;
-    let micros: u64 = head.split(',').nth(2)?.parse().ok()?;
-    if up.saturating_sub(micros / 1_000_000) > DAY {
-        return None;
-    }
-    let (_, rest) = text.split_once("Xid (PCI:")?;
-    let (address, rest) = rest.split_once("): ")?;
-    let digits = rest
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(rest.len());
-    let xid: u32 = rest[..digits].parse().ok()?;
-    FAULTS
-        .iter()
-        .any(|(known, _)| *known == xid)
-        .then(|| (pci_address(address), xid))
 }
 
 #[cfg(test)]
@@ -545,41 +446,6 @@ mod tests {
             findings(&machine(vec![gpu()]), &newer),
             ["the driver 550.54 runs CUDA 12.4 at most, and the configuration asks for 12.8"]
         );
-    }
-
-    #[test]
-    fn faults_in_the_kernels_log() {
-        const HOUR: u64 = 3600;
-        for (record, up, expected) in [
-            (
-                "4,900,7200000000,-;NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.\n",
-                3 * HOUR,
-                Some((":3b:00", 79)),
-            ),
-            (
-                "4,900,7200000000,-;NVRM: Xid (PCI:0001:3b:00): 95, pid=7, Uncontained\n",
-                3 * HOUR,
-                Some(("1:3b:00", 95)),
-            ),
-            // Two days ago.
-            (
-                "4,900,7200000000,-;NVRM: Xid (PCI:0000:3b:00): 79, pid=7\n",
-                50 * HOUR,
-                None,
-            ),
-            // A program's own fault.
-            (
-                "4,900,7200000000,-;NVRM: Xid (PCI:0000:3b:00): 31, pid=7, MMU Fault\n",
-                3 * HOUR,
-                None,
-            ),
-            ("6,1,1,-;Linux version 6\n", 0, None),
-            ("", 0, None),
-        ] {
-            let expected = expected.map(|(address, xid): (&str, u32)| (address.to_owned(), xid));
-            assert_eq!(fault(record, up), expected, "{record}");
-        }
-        assert_eq!(pci_address("00000000:3B:00.0"), ":3b:00");
     }
 
     #[test]

@@ -9,7 +9,9 @@ mod driver;
 pub mod health;
 mod nvml;
 mod visible;
+mod xid;
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -91,6 +93,9 @@ impl Memory {
     }
 }
 
+/// Held by each thread that runs; whoever has the other end sees when all are gone.
+pub type Alive = tokio::sync::mpsc::Sender<()>;
+
 /// The job's processes, as far as they are known.
 pub type Pids = Arc<Mutex<Vec<i32>>>;
 
@@ -98,10 +103,18 @@ pub type Pids = Arc<Mutex<Vec<i32>>>;
 #[derive(Debug, Default)]
 struct Latest {
     figures: Vec<Figures>,
-    /// Since when the driver has been asked and has not answered, and about what.
-    asking: Option<(Instant, String)>,
+    asking: Option<Question>,
     /// That it was given up has been said.
     told: bool,
+}
+
+/// One that the driver has not answered yet.
+#[derive(Debug)]
+struct Question {
+    since: Instant,
+    about: String,
+    /// Devices that sleep are woken, which takes seconds for each.
+    first: bool,
 }
 
 /// The newest figures; the thread that gets them ends when this is dropped (or never, if it waits for
@@ -118,13 +131,20 @@ pub struct Watch {
 #[derive(Debug, Clone)]
 pub struct Rhythm {
     pub every: Duration,
-    /// How long the driver may take for one answer before it is given up.
+    /// How long the driver may take for one answer before it is given up; for the first one six
+    /// times as long.
     pub patience: Duration,
 }
 
 impl Watch {
-    /// Begins to watch; takes no time itself.
-    pub fn start(source: Source, rhythm: &Rhythm, pids: Pids, console: Console) -> Watch {
+    /// Begins to watch; takes no time itself. `alive` is dropped when the thread has ended.
+    pub fn start(
+        source: Source,
+        rhythm: &Rhythm,
+        pids: Pids,
+        console: Console,
+        alive: Alive,
+    ) -> Watch {
         let latest = Arc::new(Mutex::new(Latest::default()));
         let (end, ended) = mpsc::channel();
         let watch = Watch {
@@ -137,7 +157,10 @@ impl Watch {
             return watch;
         }
         let every = rhythm.every;
-        let thread = move || follow(&source, every, &latest, &pids, &console, &ended);
+        let thread = move || {
+            follow(&source, every, &latest, &pids, &console, &ended);
+            drop(alive);
+        };
         let started = std::thread::Builder::new().name("gpu".into()).spawn(thread);
         if let Err(error) = started {
             tracing::debug!(%error, "the GPUs' thread was not started");
@@ -148,11 +171,11 @@ impl Watch {
     /// The newest figures of the devices that answer.
     pub fn latest(&self) -> Vec<Figures> {
         let mut latest = lock(&self.latest);
-        let late = latest
-            .asking
-            .as_ref()
-            .and_then(|(since, what)| (since.elapsed() >= self.patience).then(|| what.clone()));
-        let Some(what) = late else {
+        let late = latest.asking.as_ref().and_then(|question| {
+            let patience = self.patience * if question.first { 6 } else { 1 };
+            (question.since.elapsed() >= patience).then(|| (question.about.clone(), patience))
+        });
+        let Some((what, patience)) = late else {
             return latest.figures.clone();
         };
         if !latest.told {
@@ -160,7 +183,7 @@ impl Watch {
             self.console.say(format!(
                 "Note: {what}: the driver has not answered for {} s. There are no figures of the GPUs \
                  until it does",
-                self.patience.as_secs_f32().ceil()
+                patience.as_secs_f32().ceil()
             ));
         }
         Vec::new()
@@ -175,8 +198,13 @@ fn follow(
     console: &Console,
     ended: &mpsc::Receiver<()>,
 ) {
+    let first = Cell::new(true);
     let asking = |what: &str| {
-        lock(latest).asking = Some((Instant::now(), what.to_owned()));
+        lock(latest).asking = Some(Question {
+            since: Instant::now(),
+            about: what.to_owned(),
+            first: first.get(),
+        });
     };
     asking("the GPUs' driver");
     let nvml = driver::open(console);
@@ -200,12 +228,13 @@ fn follow(
             Some(reader) => reader.look(&job, console, &asking),
             None => Vec::new(),
         };
-        figures.extend(amd.iter().flat_map(amd::Reader::look));
+        figures.extend(amd.iter().flat_map(|reader| reader.look(&job)));
         {
             let mut latest = lock(latest);
             latest.figures = figures;
             latest.asking = None;
         }
+        first.set(false);
         if ended.recv_timeout(every) != Err(RecvTimeoutError::Timeout) {
             return;
         }

@@ -218,7 +218,7 @@ impl<'nvml> Reader<'nvml> {
                     if self.told.insert(format!("{name} Xid {code}")) {
                         console.say(format!(
                             "Note: {name}: the driver reports error Xid {code}{}",
-                            super::health::xid_words(&code)
+                            super::xid::words(&code)
                         ));
                     }
                 }

@@ -1,199 +1,24 @@
 //! Uncommitted changes: what `git diff` writes is applied to a fresh checkout and must give the
 //! very tree that it was taken from.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+// A test fails by panicking, in its helpers too.
+#![allow(clippy::unwrap_used)]
 
-use super::*;
+#[path = "common/git_http.rs"]
+mod git_http;
+#[path = "common/source_edits.rs"]
+mod source_edits;
+#[path = "common/source_host.rs"]
+mod source_host;
 
-/// A committed state with files of many kinds.
-fn base() -> TestRepo {
-    let repo = TestRepo::empty();
-    let numbered: String = (1..=60).map(|n| format!("line {n}\n")).collect();
-    repo.write("train.py", "print('training')\n");
-    repo.write("numbers.txt", &numbered);
-    repo.write("src/deep/module.py", "def f():\n    return 1\n");
-    repo.write("no_end.txt", "one\ntwo");
-    repo.write("crlf.txt", numbered.replace('\n', "\r\n"));
-    repo.write("empty.txt", "");
-    repo.write("with blank é.txt", "text\n");
-    repo.write("run.sh", "echo\n");
-    repo.write(
-        "binary.bin",
-        (0..2000u32)
-            .map(|n| (n * n % 251) as u8)
-            .collect::<Vec<_>>(),
-    );
-    repo.write("repeated.txt", "a\nb\n".repeat(30));
-    symlink("train.py", repo.folder.join("link")).unwrap();
-    repo.commit("base");
-    repo
-}
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 
-type Edit = fn(&TestRepo);
-
-const EDITS: &[(&str, Edit)] = &[
-    ("ordinary edit", |r| {
-        r.write("train.py", "import os\nprint('changed')\n")
-    }),
-    ("edits far apart", |r| {
-        let text = fs::read_to_string(r.folder.join("numbers.txt")).unwrap();
-        let text = text
-            .replace("line 3\n", "")
-            .replace("line 30\n", "thirty\n30\n");
-        r.write("numbers.txt", text + "line 61\n");
-    }),
-    ("in repeated lines", |r| {
-        let mut lines = ["a", "b"].repeat(30);
-        lines.remove(41);
-        lines.insert(20, "c");
-        lines.remove(7);
-        r.write("repeated.txt", lines.join("\n") + "\n");
-    }),
-    ("new file", |r| r.write("new.py", "1\n2\n")),
-    ("new empty file", |r| r.write("new_empty", "")),
-    ("new file in new folder", |r| r.write("x/y z/new.py", "1\n")),
-    ("file emptied", |r| r.write("train.py", "")),
-    ("empty file filled", |r| r.write("empty.txt", "text\n")),
-    ("file deleted", |r| {
-        fs::remove_file(r.folder.join("src/deep/module.py")).unwrap()
-    }),
-    ("empty file deleted", |r| {
-        fs::remove_file(r.folder.join("empty.txt")).unwrap()
-    }),
-    ("renamed", |r| {
-        fs::rename(r.folder.join("numbers.txt"), r.folder.join("src/n.txt")).unwrap()
-    }),
-    ("renamed and edited", |r| {
-        let text = fs::read_to_string(r.folder.join("numbers.txt")).unwrap();
-        fs::remove_file(r.folder.join("numbers.txt")).unwrap();
-        r.write("other/n.txt", text.replace("line 7\n", "seven\n"));
-    }),
-    ("copied and edited", |r| {
-        let text = fs::read_to_string(r.folder.join("numbers.txt")).unwrap();
-        r.write("copy.txt", text.replace("line 50\n", "fifty\n"));
-        r.write("numbers.txt", text.replace("line 8\n", "eight\n"));
-    }),
-    ("names swapped", |r| {
-        let swap = |a: &str, b: &str| {
-            let text = fs::read(r.folder.join(a)).unwrap();
-            fs::rename(r.folder.join(b), r.folder.join(a)).unwrap();
-            r.write(b, text);
-        };
-        swap("numbers.txt", "crlf.txt");
-        swap("binary.bin", "repeated.txt");
-    }),
-    ("made executable", |r| {
-        let mode = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(r.folder.join("run.sh"), mode).unwrap();
-    }),
-    ("made executable and edited", |r| {
-        r.write("run.sh", "echo 2\n");
-        let mode = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(r.folder.join("run.sh"), mode).unwrap();
-    }),
-    ("new link", |r| {
-        symlink("src/deep", r.folder.join("to_deep")).unwrap()
-    }),
-    ("link moved", |r| {
-        fs::remove_file(r.folder.join("link")).unwrap();
-        symlink("run.sh", r.folder.join("link")).unwrap();
-    }),
-    ("link becomes file", |r| {
-        fs::remove_file(r.folder.join("link")).unwrap();
-        r.write("link", "a file\n");
-    }),
-    ("file becomes link", |r| {
-        fs::remove_file(r.folder.join("run.sh")).unwrap();
-        symlink("train.py", r.folder.join("run.sh")).unwrap();
-    }),
-    ("file becomes folder", |r| {
-        fs::remove_file(r.folder.join("run.sh")).unwrap();
-        r.write("run.sh/inside", "1\n");
-    }),
-    ("folder becomes file", |r| {
-        fs::remove_dir_all(r.folder.join("src")).unwrap();
-        r.write("src", "1\n");
-    }),
-    ("end of file gets a newline", |r| {
-        r.write("no_end.txt", "one\ntwo\n")
-    }),
-    ("end of file loses its newline", |r| {
-        r.write("train.py", "print('training')")
-    }),
-    ("lines behind no newline", |r| {
-        r.write("no_end.txt", "one\ntwo\nthree")
-    }),
-    ("edited before no newline", |r| {
-        r.write("no_end.txt", "1\ntwo")
-    }),
-    ("CRLF file edited", |r| {
-        let text = fs::read_to_string(r.folder.join("crlf.txt")).unwrap();
-        r.write("crlf.txt", text.replace("line 9\r\n", "nine\r\nand\r\n"));
-    }),
-    ("name with blank and accent", |r| {
-        r.write("with blank é.txt", "changed\n")
-    }),
-    ("new name with quotes", |r| {
-        r.write("a \"quoted\"\tname", "1\n")
-    }),
-    ("lines that look like a diff", |r| {
-        r.write(
-            "train.py",
-            "-- a\n++ b\n@@ -1 +1 @@\ndiff --git a/x b/x\n\\ No newline\n\n",
-        );
-    }),
-    ("several at once", |r| {
-        r.write("train.py", "2\n");
-        r.write("new/one", "1\n");
-        fs::remove_file(r.folder.join("empty.txt")).unwrap();
-        fs::rename(r.folder.join("numbers.txt"), r.folder.join("moved.txt")).unwrap();
-    }),
-];
-
-const SHAPES: &[(&str, &[&str])] = &[
-    ("plain", &[]),
-    ("without context", &["-U0"]),
-    ("much context", &["-U100"]),
-    ("mnemonic prefixes", &["-c", "diff.mnemonicPrefix=true"]),
-    ("no prefix", &["--no-prefix"]),
-    (
-        "other prefixes",
-        &["--src-prefix=before/", "--dst-prefix=after/"],
-    ),
-    ("no renames", &["--no-renames"]),
-    ("copies", &["--find-copies-harder"]),
-    ("rewrites", &["--break-rewrites"]),
-    ("as the SDK", &["--submodule=diff"]),
-    ("unquoted names", &["-c", "core.quotePath=false"]),
-    ("patience", &["--patience"]),
-];
-
-/// The repository's uncommitted changes, new files included.
-fn diff_of(repo: &TestRepo, shape: &[&str]) -> String {
-    repo.git(&["add", "--all"]);
-    let (config, options): (&[&str], &[&str]) = match shape {
-        ["-c", ..] => (shape, &[]),
-        _ => (&[], shape),
-    };
-    let args = [
-        config,
-        &["diff", "--cached", "--binary"],
-        options,
-        &["HEAD"],
-    ]
-    .concat();
-    repo.git(&args)
-}
-
-/// Applies `diff` to a checkout of `repo`'s commit.
-fn applied(host: &Host, repo: &TestRepo, diff: &str) -> Result<Sources, SourceError> {
-    host.fetch(&Script {
-        version_num: repo.git(&["rev-parse", "HEAD"]).trim().to_owned(),
-        entry_point: "-m anything".into(),
-        diff: diff.to_owned(),
-        ..script(&repo.url())
-    })
-}
+use clearml_agent::task::Script;
+use git_http::{TestRepo, git_command, git_in, tree};
+use source_edits::{EDITS, SHAPES, applied, base, diff_of};
+use source_host::{Host, assert_says, script};
 
 #[test]
 fn every_shape_of_diff_gives_the_tree_it_was_made_from() {
@@ -455,67 +280,6 @@ fn no_path_leads_out_of_the_checkout() {
     assert!(!Path::new("/tmp/evil.txt").exists());
 }
 
-/// Random edits of random files in many rounds; the seed is fixed, so a failure comes again.
-#[test]
-fn random_edits_are_carried_over_exactly() {
-    let mut random = Random(0x5eed);
-    let host = Host::new();
-    let repo = base();
-    for round in 0..60 {
-        repo.git(&["reset", "--quiet", "--hard"]);
-        for name in [
-            "numbers.txt",
-            "repeated.txt",
-            "crlf.txt",
-            "no_end.txt",
-            "made.txt",
-        ] {
-            let text = fs::read_to_string(repo.folder.join(name)).unwrap_or_default();
-            let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
-            for _ in 0..random.below(6) {
-                let at = random.below(lines.len() + 1);
-                match random.below(4) {
-                    0 if at < lines.len() => drop(lines.remove(at)),
-                    1 if at < lines.len() => lines[at] = format!("changed {round}\n"),
-                    2 => lines.insert(
-                        at,
-                        ["a\n", "b\n", "\n", "  \n", "x\r\n"][random.below(5)].into(),
-                    ),
-                    _ if at > 1 => lines.swap(at - 1, at - 2),
-                    _ => {}
-                }
-            }
-            let mut text = lines.concat();
-            if random.below(6) == 0 {
-                text.truncate(text.trim_end().len());
-            }
-            repo.write(name, text);
-        }
-        let (_, shape) = SHAPES[random.below(SHAPES.len())];
-        let diff = diff_of(&repo, shape);
-        if diff.is_empty() {
-            continue;
-        }
-        let sources = applied(&host, &repo, &diff)
-            .unwrap_or_else(|error| panic!("round {round}: {error}\n{diff}"));
-        assert!(
-            tree(&sources.root) == tree(&repo.folder),
-            "round {round}: differs\n{diff}"
-        );
-    }
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
-}
-
 fn git_apply(repo: &TestRepo, diff: &str) {
     let patch = repo.served_root().join("patch");
     fs::write(&patch, diff).unwrap();
@@ -526,4 +290,108 @@ fn git_apply(repo: &TestRepo, diff: &str) {
     .status()
     .unwrap();
     assert!(status.success());
+}
+
+#[test]
+fn coloured_changes_are_changes() {
+    for (name, edit) in EDITS {
+        let repo = base();
+        edit(&repo);
+        let diff = diff_of(&repo, &["--color=always"]);
+        assert!(diff.starts_with('\x1b'), "{diff}");
+        let host = Host::new();
+        let sources =
+            applied(&host, &repo, &diff).unwrap_or_else(|error| panic!("{name}: {error}\n{diff}"));
+        assert!(
+            tree(&sources.root) == tree(&repo.folder),
+            "{name}: differs\n{diff}"
+        );
+    }
+}
+
+#[test]
+fn changes_are_merged_with_what_the_branch_has_become() {
+    let repo = base();
+    let numbers = fs::read_to_string(repo.folder.join("numbers.txt")).unwrap();
+    repo.write("numbers.txt", numbers.replace("line 20\n", "twenty\n"));
+    let diff = diff_of(&repo, &[]);
+    repo.git(&["reset", "--quiet", "--hard"]);
+    // In the context of the change, but not in the changed line.
+    repo.write("numbers.txt", numbers.replace("line 17\n", "seventeen\n"));
+    repo.commit("moved on");
+    let host = Host::new();
+    let sources = applied(&host, &repo, &diff).unwrap();
+    let text = fs::read_to_string(sources.root.join("numbers.txt")).unwrap();
+    let expected = numbers
+        .replace("line 17\n", "seventeen\n")
+        .replace("line 20\n", "twenty\n");
+    assert_eq!(text, expected);
+    assert_says(&host.said(), &["numbers.txt is not at the state", "merged"]);
+    // Both have changed the same line.
+    repo.write("numbers.txt", numbers.replace("line 20\n", "other\n"));
+    let commit = repo.commit("in the way");
+    let refusal = applied(&host, &repo, &diff).unwrap_err().to_string();
+    assert_says(
+        &refusal,
+        &["numbers.txt: hunk 1", &commit, "is on the remote"],
+    );
+}
+
+/// Runs this test program's test `role` again, in a mount namespace of its own where `dir` is a file
+/// system of `size`; `None` where this machine lets nobody have one.
+fn on_a_small_disk(role: &str, dir: &Path, size: &str) -> Option<std::process::Output> {
+    let unshare = [["-m", "--"], ["-rm", "--"]].into_iter().find(|flags| {
+        let mut probe = std::process::Command::new("unshare");
+        probe.args(flags).arg("true");
+        probe.output().is_ok_and(|output| output.status.success())
+    })?;
+    let program = std::env::current_exe().unwrap();
+    let script = format!(
+        "mount -t tmpfs -o size={size} none \"$1\" && exec \"$2\" --exact {role} --nocapture"
+    );
+    let output = std::process::Command::new("unshare")
+        .args(unshare)
+        .args(["sh", "-c", &script, "sh"])
+        .args([dir, &program])
+        .env("ROLE_DIR", dir)
+        .output()
+        .unwrap();
+    Some(output)
+}
+
+#[test]
+fn a_full_disk_leaves_the_checkout_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(output) = on_a_small_disk("role_full_disk", dir.path(), "1m") else {
+        println!("not tried: this machine allows no mount namespace");
+        return;
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+}
+
+#[test]
+fn role_full_disk() {
+    let Ok(dir) = std::env::var("ROLE_DIR") else {
+        return;
+    };
+    let repo = base();
+    let before = tree(&repo.folder);
+    repo.write("train.py", "print('changed')\n");
+    fs::remove_file(repo.folder.join("run.sh")).unwrap();
+    repo.write("z_large.txt", "line\n".repeat(400_000));
+    let diff = diff_of(&repo, &[]);
+    repo.git(&["reset", "--quiet", "--hard"]);
+    let host = Host::new();
+    let mut request = host.request(&Script {
+        diff,
+        ..script(&repo.url())
+    });
+    request.work_dir = Path::new(&dir).to_owned();
+    let refusal = host.fetch_request(&request).unwrap_err().to_string();
+    assert_says(
+        &refusal,
+        &["nothing was changed", "z_large.txt", "No space left"],
+    );
+    assert!(tree(&Path::new(&dir).join("task_repository/up")) == before);
 }

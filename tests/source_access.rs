@@ -1,0 +1,205 @@
+//! How repositories are reached and who the agent says it is: against real servers.
+
+// A test fails by panicking, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/git_http.rs"]
+mod git_http;
+#[path = "common/source_host.rs"]
+mod source_host;
+
+use clearml_agent::source::SourceError;
+use git_http::{GitServer, TestRepo, git_in};
+use source_host::{Host, assert_nowhere, assert_says, script};
+use tempfile::TempDir;
+
+#[test]
+fn passwords_reach_the_server_verbatim_and_stay_nowhere() {
+    let repo = TestRepo::new();
+    let password = "p$HOME`id`\"'\\@/%:é";
+    let server = GitServer::start(repo.served_root(), Some(("bob", password)));
+    let host = Host::with_login("bob", password);
+    let sources = host.fetch(&script(&server.url("up/.git"))).unwrap();
+    let logins: Vec<_> = server
+        .requests()
+        .into_iter()
+        .filter_map(|r| r.login)
+        .collect();
+    assert!(!logins.is_empty());
+    assert!(
+        logins
+            .iter()
+            .all(|login| *login == ("bob".to_owned(), password.to_owned()))
+    );
+    assert_nowhere(host.folder.path(), password);
+    assert!(!host.said().contains(password));
+    assert_eq!(
+        git_in(&sources.root, &["remote", "get-url", "origin"]).trim(),
+        server.url("up/.git")
+    );
+}
+
+#[test]
+fn credentials_in_the_url_are_used_and_not_kept() {
+    let repo = TestRepo::new();
+    let server = GitServer::start(repo.served_root(), Some(("bob", "s3cr/t!")));
+    let host = Host::with_login("somebody", "else");
+    let url = server.url_with("bob:s3cr%2Ft!", "up/.git");
+    let sources = host.fetch(&script(&url)).unwrap();
+    for secret in ["s3cr/t!", "s3cr%2Ft!"] {
+        assert_nowhere(host.folder.path(), secret);
+        assert!(!host.said().contains(secret));
+    }
+    let origin = git_in(&sources.root, &["remote", "get-url", "origin"]);
+    assert_eq!(origin.trim(), server.url("up/.git"));
+}
+
+#[test]
+fn refused_credentials_are_an_error_that_says_what_was_offered() {
+    let repo = TestRepo::new();
+    let server = GitServer::start(repo.served_root(), Some(("bob", "right")));
+    let url = server.url("up/.git");
+    let anonymous = Host::new().refusal(&script(&url));
+    assert_says(
+        &anonymous,
+        &["no access", "--git-user", "no credentials are known"],
+    );
+    let wrong = Host::with_login("bob", "wr0ng");
+    let refused = wrong.refusal(&script(&url));
+    assert_says(
+        &refused,
+        &["no access", &url, "the configured git user and password"],
+    );
+    let in_url = wrong.refusal(&script(&server.url_with("bob:wr1ng", "up/.git")));
+    assert_says(
+        &in_url,
+        &["no access", "the credentials in the repository's URL"],
+    );
+    for text in [refused, in_url, wrong.said()] {
+        assert!(!text.contains("wr0ng") && !text.contains("wr1ng"), "{text}");
+    }
+    let mut other_host = Host::with_login("bob", "right");
+    other_host.credentials.host = Some("git.elsewhere.example".to_owned());
+    assert_says(
+        &other_host.refusal(&script(&url)),
+        &["no credentials are known"],
+    );
+    let sent = server.requests().into_iter().filter_map(|r| r.login);
+    assert!(
+        sent.clone().all(|login| login.1 != "right"),
+        "{:?}",
+        sent.collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn an_unknown_certificate_is_refused_until_it_is_vouched_for() {
+    let repo = TestRepo::new();
+    let folder = TempDir::new().unwrap();
+    let server_named = |name: &str| {
+        let certificate = folder.path().join(format!("{name}.pem"));
+        let key = folder.path().join(format!("{name}.key"));
+        let made = std::process::Command::new("openssl")
+            .args([
+                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+            ])
+            .args(["-subj", "/CN=test"])
+            .args(["-addext", &format!("subjectAltName=DNS:{name}")])
+            .args(["-keyout", key.to_str().unwrap()])
+            .args(["-out", certificate.to_str().unwrap()])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&made.stderr);
+        assert!(made.status.success(), "{said}");
+        let server = GitServer::start_tls(repo.served_root(), &certificate, &key);
+        (
+            format!("https://localhost:{}/up/.git", server.port()),
+            certificate,
+        )
+    };
+    let (url, certificate) = server_named("localhost");
+    let host = Host::new();
+    let mut request = host.request(&script(&url));
+    let refused = host.fetch_request(&request).unwrap_err();
+    assert!(
+        matches!(refused, SourceError::HostIdentity { .. }),
+        "{refused}"
+    );
+    request.accept_any_certificate = true;
+    host.fetch_request(&request).unwrap();
+    request.accept_any_certificate = false;
+    request.ca_bundle = Some(certificate);
+    host.fetch_request(&request).unwrap();
+    // Vouched for, but under another name.
+    let (url, certificate) = server_named("elsewhere.example");
+    request.script.repository = url;
+    request.ca_bundle = Some(certificate);
+    let refused = host.fetch_request(&request).unwrap_err();
+    assert!(
+        matches!(refused, SourceError::HostIdentity { .. }),
+        "{refused}"
+    );
+}
+
+#[test]
+fn relative_submodules_use_the_outer_credentials_and_other_hosts_do_not() {
+    let repo = TestRepo::new();
+    let root = repo.served_root().to_owned();
+    repo.git(&[
+        "clone",
+        "--quiet",
+        "--bare",
+        ".",
+        root.join("lib.git").to_str().unwrap(),
+    ]);
+    repo.git(&[
+        "submodule",
+        "--quiet",
+        "add",
+        root.join("lib.git").to_str().unwrap(),
+        "lib",
+    ]);
+    repo.git(&[
+        "config",
+        "--file",
+        ".gitmodules",
+        "submodule.lib.url",
+        "../lib.git",
+    ]);
+    repo.commit("with lib");
+    repo.git(&[
+        "clone",
+        "--quiet",
+        "--bare",
+        ".",
+        root.join("app.git").to_str().unwrap(),
+    ]);
+    let server = GitServer::start(&root, Some(("bob", "pw")));
+    let host = Host::new();
+    let sources = host
+        .fetch(&script(&server.url_with("bob:pw", "app.git")))
+        .unwrap();
+    assert!(sources.root.join("lib/train.py").exists());
+    let url = git_in(&sources.root, &["config", "submodule.lib.url"]);
+    assert_eq!(url.trim(), server.url("lib.git"));
+    // Another host (the same server by another name) is not given what is meant for this one.
+    let elsewhere = server.url("lib.git").replace("127.0.0.1", "localhost");
+    repo.git(&[
+        "config",
+        "--file",
+        ".gitmodules",
+        "submodule.lib.url",
+        &elsewhere,
+    ]);
+    repo.commit("lib elsewhere");
+    repo.git(&[
+        "push",
+        "--quiet",
+        root.join("app.git").to_str().unwrap(),
+        "main",
+    ]);
+    let mut host = Host::with_login("bob", "pw");
+    host.credentials.host = Some("127.0.0.1".to_owned());
+    let refusal = host.refusal(&script(&server.url("app.git")));
+    assert_says(&refusal, &["submodule lib", "no access", "localhost"]);
+}
