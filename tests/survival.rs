@@ -226,3 +226,91 @@ fn a_server_killed_in_mid_run_misses_nothing() {
     assert_eq!((figures.lost, figures.in_order), (0, true));
     assert_eq!(world.api.status(&id), "completed");
 }
+
+#[test]
+fn a_server_that_goes_away_during_an_abort_hears_of_its_end_later() {
+    let data = tempfile::tempdir().unwrap();
+    let first = ServerProcess::start("127.0.0.1:0", Some(data.path()));
+    let address = first.api.url.split_once("//").unwrap().1.to_owned();
+    let world = World::at(first.api.clone());
+    let go = world.path("go");
+    let text = format!(
+        "import os, signal, sys, time\n\
+         def bye(*_):\n\
+         \x20   while not os.path.exists({:?}): time.sleep(0.01)\n\
+         \x20   print('checkpoint written', flush=True)\n\
+         \x20   sys.exit(0)\n\
+         signal.signal(signal.SIGTERM, bye)\n\
+         print('awake', flush=True)\n\
+         while True: time.sleep(1000)\n",
+        go.to_str().unwrap()
+    );
+    let id = world.api.create("to be aborted", script(&text));
+    let mut running = world.start_execute(&id, &["--drain-timeout", "0", "--grace", "100"]);
+    running.line_with("awake");
+    eventually("the claim is on the server", || {
+        !world.api.task(&id)["runtime"]["clearml_agent_claim"].is_null()
+    });
+    world.api.call("tasks.stop", json!({"task": id}));
+    running.line_with("Stopping the script");
+    first.kill();
+    std::fs::write(go, "").unwrap();
+    running
+        .wait()
+        .exits(143)
+        .prints("checkpoint written")
+        .complains("the task's status could not be written");
+    let _second = ServerProcess::start(address.trim_end_matches('/'), Some(data.path()));
+    world.run(&["sync"]).exits(0);
+    assert_eq!(world.api.status(&id), "stopped");
+    let reason = world.api.reason(&id);
+    assert!(
+        reason.starts_with("user abort: aborted on the server"),
+        "{reason}"
+    );
+    assert!(world.api.log(&id).contains("checkpoint written"));
+}
+
+/// Whoever is first: status, reason and exit code say the same.
+#[test]
+fn an_abort_and_the_scripts_own_end_in_the_same_moment() {
+    let world = World::new();
+    for abort_first in [true, false, true] {
+        let go = world.path("go");
+        let text = format!(
+            "import os, time\nprint('awake', flush=True)\n\
+             while not os.path.exists({:?}): time.sleep(0.001)\n",
+            go.to_str().unwrap()
+        );
+        let id = world.api.create("ends both ways", script(&text));
+        let mut running = world.start_execute(&id, &[]);
+        running.line_with("awake");
+        eventually("the server knows of the worker", || {
+            !world.api.task(&id)["last_worker"].is_null()
+        });
+        let abort = || {
+            world.api.try_call("tasks.stop", &json!({"task": id}));
+        };
+        if abort_first {
+            abort();
+        }
+        std::fs::write(&go, "").unwrap();
+        if !abort_first {
+            abort();
+        }
+        let code = running.wait().code;
+        let (status, reason) = (world.api.status(&id), world.api.reason(&id));
+        match code {
+            0 => assert_eq!(
+                (status.as_str(), reason.as_str()),
+                ("completed", "worker execution done")
+            ),
+            143 => assert!(
+                status == "stopped" && reason.starts_with("user abort"),
+                "{reason}"
+            ),
+            code => panic!("{code}: {status}, {reason}"),
+        }
+        std::fs::remove_file(&go).unwrap();
+    }
+}
