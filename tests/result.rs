@@ -85,6 +85,8 @@ fn times_and_log_are_told() {
         [
             "started",
             "claimed",
+            "code_ready",
+            "environment_ready",
             "script_started",
             "script_ended",
             "log_sent",

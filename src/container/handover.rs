@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::archive::{Content, Item};
+use super::programs::Program;
 use super::user::User;
 
 /// Where all of it is in the container: a volume of the container's own, so that it works with a
@@ -73,9 +74,9 @@ impl Handover {
 
 /// Everything that is placed in [`FOLDER`].
 pub struct Parcel<'a> {
-    pub agent: PathBuf,
+    pub agent: Program,
     /// The program that installs packages, where there is one that may run anywhere.
-    pub uv: Option<PathBuf>,
+    pub uv: Option<Program>,
     pub config: String,
     pub certificates: Option<PathBuf>,
     pub letter: &'a Handover,
@@ -95,8 +96,6 @@ impl Parcel<'_> {
             content,
         };
         let mut items = vec![
-            item("bin", 0o755, Content::Folder),
-            item("bin/clearml-agent", 0o755, Content::File(self.agent)),
             item(START, 0o644, Content::Text(START_SCRIPT.into())),
             item("private", 0o700, Content::Folder),
             item("private/clearml.conf", 0o600, Content::Text(self.config)),
@@ -113,8 +112,11 @@ impl Parcel<'_> {
         if !self.cache_is_mounted {
             items.push(item("cache", 0o700, Content::Folder));
         }
-        if let Some(uv) = self.uv {
-            items.push(item("bin/uv", 0o755, Content::File(uv)));
+        items.push(item("bin", 0o755, Content::Folder));
+        for (program, path) in [(Some(self.agent), "bin/clearml-agent"), (self.uv, "bin/uv")] {
+            if let Some(Program::Copied(file)) = program {
+                items.push(item(path, 0o755, Content::File(file)));
+            }
         }
         if let Some(bundle) = self.certificates {
             items.push(item(

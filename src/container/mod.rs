@@ -13,6 +13,7 @@ pub mod image;
 pub mod lifecycle;
 pub mod name;
 pub mod owner;
+pub mod programs;
 pub mod proxies;
 pub mod run_args;
 pub mod settings;

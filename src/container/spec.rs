@@ -24,6 +24,8 @@ pub struct Additions<'a> {
     pub labels: Vec<(String, String)>,
     pub user: Option<&'a str>,
     pub mounts: &'a [Mounted],
+    /// Files of this machine, and where they are in the container, which cannot write to them.
+    pub programs: Vec<(String, &'static str)>,
     /// A socket of this machine that is in the container under the same path.
     pub socket: Option<&'a str>,
 }
@@ -74,6 +76,9 @@ pub fn complete(mut asked: ContainerCreateBody, more: &Additions<'_>) -> Contain
         if !taken.contains(&mount.target) {
             binds.push(format!("{}:{}", mount.source, mount.target));
         }
+    }
+    for (file, target) in &more.programs {
+        binds.push(format!("{file}:{target}:ro"));
     }
     if let Some(socket) = more
         .socket
@@ -170,6 +175,7 @@ mod tests {
         let made = complete(
             asked,
             &Additions {
+                programs: vec![("/usr/bin/uv".into(), "/.clearml-agent/bin/uv")],
                 image: "img",
                 words: vec!["execute".into()],
                 variables: vec![

@@ -23,6 +23,7 @@ use crate::container::handover::{self, Handover, Parcel};
 use crate::container::image::{self, Wanted};
 use crate::container::lifecycle::{Attached, Container, Ended, Input};
 use crate::container::owner::{self, Agent};
+use crate::container::programs::{self, Program, Surroundings};
 use crate::container::proxies;
 use crate::container::settings::{Settings, Ssh};
 use crate::container::spec::{self, Additions};
@@ -116,7 +117,21 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
     };
     let mounts = mount_caches(run, settings, &engine, &image_id, &looked_up);
     let words = inside::words(run, follow::grace(run).await);
-    let body = complete(run, settings, &plan, &engine, &mounts, me.as_ref(), words);
+    let around = Surroundings::look(engine.is_local());
+    let programs = Programs {
+        agent: programs::agent(around),
+        uv: uv.map(|uv| programs::uv(uv, around)),
+    };
+    let mounted = programs.mounted();
+    let body = complete(
+        run,
+        settings,
+        &plan,
+        &engine,
+        (&mounts, mounted),
+        me.as_ref(),
+        words,
+    );
     let container = Container::create(
         &engine,
         plan.name.as_deref(),
@@ -131,7 +146,7 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
         settings,
         mounts: &mounts,
         user: &looked_up,
-        uv,
+        programs,
         script: &plan.setup_script,
     };
     let outcome = fill_and_follow(run, &container, &plan, place).await;
@@ -240,7 +255,7 @@ fn complete(
     settings: &Settings,
     plan: &Plan,
     engine: &Engine,
-    mounts: &[Mounted],
+    (mounts, programs): (&[Mounted], Vec<(String, &'static str)>),
     me: Option<&Agent>,
     words: Vec<String>,
 ) -> bollard::models::ContainerCreateBody {
@@ -269,6 +284,7 @@ fn complete(
         labels: spec::labels(worker, me.map(Agent::label).as_deref(), &settings.labels),
         user: settings.user.as_deref(),
         mounts,
+        programs,
         socket,
     };
     spec::complete(plan.body.clone(), &additions)
@@ -279,8 +295,31 @@ struct Place<'a> {
     settings: &'a Settings,
     mounts: &'a [Mounted],
     user: &'a User,
-    uv: Option<PathBuf>,
+    programs: Programs,
     script: &'a str,
+}
+
+/// What runs in the container that is not the image's.
+struct Programs {
+    agent: Program,
+    /// Without it the inner agent looks for one itself.
+    uv: Option<Program>,
+}
+
+impl Programs {
+    fn mounted(&self) -> Vec<(String, &'static str)> {
+        let all = [
+            (Some(&self.agent), programs::AGENT),
+            (self.uv.as_ref(), programs::UV),
+        ];
+        let mounted = all
+            .into_iter()
+            .filter_map(|(program, target)| match program {
+                Some(Program::Mounted(file)) => Some((file.clone(), target)),
+                _ => None,
+            });
+        mounted.collect()
+    }
 }
 
 async fn fill_and_follow(
@@ -365,8 +404,8 @@ fn parcel(run: &Run, place: Place<'_>) -> Result<Vec<Item>, ContainerError> {
         former_end: run.former_end.clone(),
     };
     let parcel = Parcel {
-        agent: "/proc/self/exe".into(),
-        uv: place.uv,
+        agent: place.programs.agent,
+        uv: place.programs.uv,
         config: config_inside(run, place.settings, place.mounts, certificates.is_some()),
         certificates,
         letter: &letter,
