@@ -238,6 +238,9 @@ pub struct SyncArgs {
     /// Folder of the journals, in place of `agent.journal.path`
     #[arg(value_name = "DIR")]
     pub dir: Option<PathBuf>,
+    /// Also those of other machines that share the folder: be sure that no agent runs there
+    #[arg(long)]
+    pub all_machines: bool,
 }
 
 #[derive(Debug, Args)]

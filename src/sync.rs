@@ -98,14 +98,22 @@ async fn attempt(
             }
         }
     };
-    send_left(&dir, Whose::All, &session, tell)
+    let whose = match args.all_machines {
+        true => Whose::All,
+        false => Whose::Machine(config.machine()),
+    };
+    send_left(&dir, whose, &session, tell)
         .await
         .map_err(|cause| SyncError::Folder {
             dir: dir.display().to_string(),
             cause,
         })?;
     if (sent, left) == (0, 0) {
-        println!("nothing is left to send in {}", dir.display());
+        let whose = match args.all_machines {
+            true => "",
+            false => " (of this machine; --all-machines looks at all)",
+        };
+        println!("nothing is left to send in {}{whose}", dir.display());
     }
     Ok(left)
 }

@@ -27,7 +27,7 @@ pub struct Cache {
 pub enum Keyed {
     /// Everybody, the host too: data only.
     Nothing,
-    /// All that run with one user id, and the host where it is that user: others could not write.
+    /// All containers that run with one user id: others could not write.
     User,
     /// One image's runs: what is built in it holds for it alone.
     Image,
@@ -66,11 +66,12 @@ impl Mounted {
 const MOST_AT_ONCE: u32 = 64;
 
 /// The folder's name below the cache's own, for caches that are shared by some only.
-fn sub_folder(keyed: Keyed, image: &str, user: &User, me: u64) -> Option<String> {
+fn sub_folder(keyed: Keyed, image: &str, user: &User) -> Option<String> {
     let digest = image.strip_prefix("sha256:").unwrap_or(image);
     match keyed {
         Keyed::Nothing => None,
-        Keyed::User => (user.uid != me).then(|| format!("container-user-{}", user.uid)),
+        // Not the host's own, even for the same user: git believes what a repository configures.
+        Keyed::User => Some(format!("container-user-{}", user.uid)),
         Keyed::Image => Some(format!(
             "{OF_IMAGE}{}-user-{}",
             digest.get(..16).unwrap_or(digest),
@@ -116,7 +117,7 @@ pub fn mount(
 ) -> Result<Mounted, String> {
     let shown = |error: io::Error| format!("{}: {error}", cache.host.display());
     let me = u64::from(rustix::process::geteuid().as_raw());
-    let folder = match sub_folder(cache.keyed, image, user, me) {
+    let folder = match sub_folder(cache.keyed, image, user) {
         Some(name) => cache.host.join(name),
         None => cache.host.clone(),
     };
@@ -221,19 +222,13 @@ mod tests {
     fn host_and_images_never_mix() {
         let image = "sha256:0123456789abcdef0123456789abcdef";
         let root = user(0, "/root");
-        for (keyed, user, me, expected) in [
-            (Keyed::Nothing, &root, 1000, None),
-            (Keyed::User, &root, 0, None),
-            (Keyed::User, &root, 1000, Some("container-user-0")),
-            (
-                Keyed::Image,
-                &root,
-                0,
-                Some("image-0123456789abcdef-user-0"),
-            ),
-            (Keyed::OneRun, &root, 0, Some("user-0")),
+        for (keyed, user, expected) in [
+            (Keyed::Nothing, &root, None),
+            (Keyed::User, &root, Some("container-user-0")),
+            (Keyed::Image, &root, Some("image-0123456789abcdef-user-0")),
+            (Keyed::OneRun, &root, Some("user-0")),
         ] {
-            let name = sub_folder(keyed, image, user, me);
+            let name = sub_folder(keyed, image, user);
             assert_eq!(name.as_deref(), expected, "{keyed:?}");
         }
     }

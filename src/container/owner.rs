@@ -120,7 +120,9 @@ pub async fn remove_abandoned(engine: &Engine, me: &Agent) -> usize {
         let (Some(owner), Some(id)) = (owner, container.id) else {
             continue;
         };
-        if !is_dead(&owner, me, started) {
+        // Machines that share an engine may have one name, but not one boot.
+        let here = engine.is_local() || owner.boot == me.boot;
+        if !here || !is_dead(&owner, me, started) {
             continue;
         }
         match engine.docker().remove_container(&id, Some(removal())).await {

@@ -3,6 +3,8 @@
 use super::claim::{FAILED_RANK, PREEMPTED};
 use super::outcome::{Outcome, StopCause, Verdict};
 use super::run::Run;
+use super::scheduler::Batch;
+use super::slurm;
 use super::watch::failed_rank;
 use crate::api::ApiError;
 use crate::api::tasks::{self, FinalStatus};
@@ -24,6 +26,13 @@ pub(super) async fn of_the_job(run: &Run, outcome: Outcome) -> Outcome {
     let stop = &run.settings.stop;
     match stop.on_preempt {
         Some(then) => {
+            // What was cancelled, or had its time, is not started again.
+            let then = match (then, &stop.batch) {
+                (OnPreempt::Keep, Some(Batch::Slurm { job })) if slurm::is_over(job).await => {
+                    OnPreempt::Stop
+                }
+                (then, _) => then,
+            };
             let by = stop.batch.as_ref().map(ToString::to_string);
             let by = by.unwrap_or_else(|| "the agent".into());
             Outcome::Stopped(StopCause::Preempted { by, then })
@@ -32,8 +41,11 @@ pub(super) async fn of_the_job(run: &Run, outcome: Outcome) -> Outcome {
     }
 }
 
-/// More than one rank, as Slurm and PyTorch tell.
-fn is_one_of_several(run: &Run) -> bool {
+/// More than one rank, as Slurm and PyTorch tell, and known by one claimant.
+pub(super) fn is_one_of_several(run: &Run) -> bool {
+    if run.settings.claimant.is_none() {
+        return false;
+    }
     let env = &run.settings.job.inherited;
     ["SLURM_NTASKS", "WORLD_SIZE"].iter().any(|name| {
         let count = env.get(*name).and_then(|count| count.trim().parse().ok());
@@ -41,9 +53,11 @@ fn is_one_of_several(run: &Run) -> bool {
     })
 }
 
-/// Whether the task stays `in_progress` for the job's next start.
+/// Whether the status is not this run's to write: the task stays `in_progress` for the job's next start,
+/// or is another agent's by now.
 pub(super) fn is_kept(outcome: &Outcome) -> bool {
     then(outcome) == Some(OnPreempt::Keep)
+        || matches!(outcome, Outcome::Stopped(StopCause::TakenOver))
 }
 
 fn then(outcome: &Outcome) -> Option<OnPreempt> {

@@ -242,10 +242,13 @@ pub async fn claim(
             console.say(format!("Cloned task {id}: new task id={copy}"));
             task = fetch(session, &copy).await?;
         }
-        Mode::FromQueue if task.status == Status::InProgress => console.say(format!(
-            "Task {id} is this job's already: going on with it, attempt {}",
-            attempt.number
-        )),
+        Mode::FromQueue if task.status == Status::InProgress => {
+            taken_from = TakenFrom::QueueAndSetInProgress;
+            console.say(format!(
+                "Task {id} is this job's already: going on with it, attempt {}",
+                attempt.number
+            ));
+        }
         Mode::FromQueue => {
             let queue = take_from_queue(session, &task).await?;
             console.say(format!("Took task {id} out of queue {queue}"));
@@ -274,9 +277,7 @@ pub async fn claim(
     if let Some(claimant) = claimant
         && let Err(error) = record_claimant(session, &task, taking, claimant, &attempt).await
     {
-        if let TakenFrom::Queue(queue) = taken_from {
-            put_back(session, &queue, id).await;
-        }
+        undo(session, id, taken_from, worker).await;
         return Err(error.into());
     }
     // The one `started` of the run: a later one would wipe out a request to stop, which the server
@@ -287,19 +288,7 @@ pub async fn claim(
         message: &message,
     };
     if let Err(error) = tasks::started(session, &task.id, note, true).await {
-        match taken_from {
-            TakenFrom::Queue(queue) => put_back(session, &queue, id).await,
-            TakenFrom::QueueAndSetInProgress => {
-                let note = StatusNote {
-                    reason: "the agent could not start it",
-                    message: &message,
-                };
-                if let Err(error) = tasks::finish(session, id, FinalStatus::Stopped, note).await {
-                    tracing::debug!(%error, "not stopped");
-                }
-            }
-            TakenFrom::Nowhere => {}
-        }
+        undo(session, id, taken_from, worker).await;
         return Err(error.into());
     }
     Ok(Claimed::of(task, &attempt))
@@ -325,6 +314,23 @@ async fn record_claimant(
         runtime.insert(key.to_owned(), value.into());
     }
     tasks::set_runtime(session, &task.id, &runtime).await
+}
+
+/// What was done to a task that cannot be started then.
+async fn undo(session: &Session, id: &str, taken_from: TakenFrom, worker: &str) {
+    match taken_from {
+        TakenFrom::Queue(queue) => put_back(session, &queue, id).await,
+        TakenFrom::QueueAndSetInProgress => {
+            let note = StatusNote {
+                reason: "the agent could not start it",
+                message: &changed_by(worker),
+            };
+            if let Err(error) = tasks::finish(session, id, FinalStatus::Stopped, note).await {
+                tracing::debug!(%error, "not stopped");
+            }
+        }
+        TakenFrom::Nowhere => {}
+    }
 }
 
 /// Puts a task that was taken but not started back, as far as the server lets us: queued in no queue

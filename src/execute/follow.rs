@@ -91,12 +91,18 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Us
     }
     // What is not sent by now, the next run sends.
     leftovers.abort();
-    match written.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => run.console.say(format!(
+    // Whoever wants the machine back does not wait for a server that is away.
+    let patience = match stopped {
+        Some(_) => Duration::from_secs(2),
+        None => Duration::from_secs(3600),
+    };
+    match tokio::time::timeout(patience, written).await {
+        Err(_) => tracing::debug!("write-back: no answer in time"),
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => run.console.say(format!(
             "Note: packages and commit could not be recorded in the task: {error}"
         )),
-        Err(error) => tracing::debug!(%error, "write-back"),
+        Ok(Err(error)) => tracing::debug!(%error, "write-back"),
     }
     let last_lines = run.journal.last_lines();
     let last_lines: Vec<&str> = last_lines.iter().map(String::as_str).collect();
@@ -161,7 +167,7 @@ pub(super) async fn send_leftovers(session: Arc<Session>, of: Option<(PathBuf, S
     let Some((dir, machine)) = of else {
         return;
     };
-    let whose = sync::Whose::Machine(&machine);
+    let whose = sync::Whose::Neighbours(&machine);
     let told = sync::send_left(&dir, whose, &session, |sent| match sent.what {
         sync::What::Done {
             task,

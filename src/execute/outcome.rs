@@ -42,6 +42,8 @@ pub enum StopCause {
     Preempted { by: String, then: OnPreempt },
     /// Another rank of several failed.
     Rank { what: String },
+    /// Another agent has the task by now: all of it is that one's business.
+    TakenOver,
 }
 
 /// As part of a sentence.
@@ -62,6 +64,7 @@ impl std::fmt::Display for StopCause {
                 write!(f, "{by} was asked to end (SIGTERM){then}")
             }
             StopCause::Rank { what } => f.write_str(what),
+            StopCause::TakenOver => f.write_str("another agent has taken the task over"),
         }
     }
 }
@@ -213,6 +216,12 @@ impl Outcome {
                         FinalStatus::Stopped,
                         format!("preempted: {cause}"),
                         for_signal(signal::TERM),
+                    ),
+                    // Not written.
+                    StopCause::TakenOver => (
+                        FinalStatus::Stopped,
+                        cause.to_string(),
+                        exit::HELD_BY_ANOTHER,
                     ),
                     StopCause::Rank { .. } => (
                         FinalStatus::Failed,

@@ -87,6 +87,7 @@ impl From<&Outcome> for Reason {
             Outcome::Stopped(StopCause::Timeout { .. }) => Reason::Timeout,
             Outcome::Stopped(StopCause::Preempted { .. }) => Reason::Preempted,
             Outcome::Stopped(StopCause::Rank { .. }) => Reason::RankFailed,
+            Outcome::Stopped(StopCause::TakenOver) => Reason::TakenByAnother,
             Outcome::Failed { stage, .. } => match stage {
                 Stage::Task => Reason::TaskInvalid,
                 Stage::Checkout => Reason::CheckoutFailed,

@@ -18,7 +18,7 @@ use super::run_dir::RunDir;
 use super::settings::{self, Monitoring, Settings};
 use super::stop::Stop;
 use super::timeline::{Phase, Timeline};
-use super::watch::watch;
+use super::watch::{OfTheRun, watch};
 use super::{in_container, inside};
 use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
 use crate::api::{self, Session, workers};
@@ -338,9 +338,10 @@ pub(super) fn interrupted(cause: &StopCause) -> NotRun {
         StopCause::Signal(signal) => NotRun::Interrupted(*signal),
         StopCause::Timeout { .. } => NotRun::Timeout(cause.to_string()),
         // These come after the claim.
-        StopCause::Server { .. } | StopCause::Preempted { .. } | StopCause::Rank { .. } => {
-            NotRun::Agent(cause.to_string())
-        }
+        StopCause::Server { .. }
+        | StopCause::Preempted { .. }
+        | StopCause::Rank { .. }
+        | StopCause::TakenOver => NotRun::Agent(cause.to_string()),
     }
 }
 
@@ -387,6 +388,7 @@ async fn carry_out(
             task: &id,
             worker: &worker,
             claim: &run.settings.run,
+            comes_back: run.settings.claimant.is_some(),
             former_worker: run.task.last_worker.as_deref(),
         });
         // Beside all else: until the server has it, a killed agent's task has to wait for its user.
@@ -406,7 +408,11 @@ async fn carry_out(
         });
     }
     let monitor = (monitoring != Monitoring::Off).then(|| monitor::start(run.report()));
-    let watching = tokio::spawn(watch(session.clone(), id.clone(), stop.clone()));
+    let of_the_run = OfTheRun {
+        claim: (rank == 0).then(|| run.settings.run.clone()),
+        is_one_of_several: batch::is_one_of_several(&run),
+    };
+    let watching = tokio::spawn(watch(session.clone(), id.clone(), of_the_run, stop.clone()));
 
     // A task of its own: a defect that panics in there still ends here, with a status.
     let ran = tokio::spawn(prepare_and_follow(run.clone()))
@@ -422,6 +428,14 @@ async fn carry_out(
     // Nothing of the run is left.
     drop(guard);
     let clean_up = tokio::task::spawn_blocking(move || drop(run_dir));
+    // As early as it is known: a batch system may not leave much time.
+    let told = outcome.verdict(&run.settings.mask);
+    if rank == 0 {
+        journal.will_end(&journal::Ending {
+            status: told.status,
+            reason: told.reason.as_str().to_owned(),
+        });
+    }
     let outcome = batch::of_the_job(&run, outcome).await;
 
     if !outcome.is_of_script() {
@@ -496,6 +510,12 @@ async fn record_claim(run: Arc<Run>) {
     if run.settings.claimant.is_none() {
         more.push((tasks::CLAIM, run.settings.run.as_str()));
         more.push((claim::ATTEMPT, &attempt));
+        more.extend(
+            run.task
+                .runtime
+                .contains_key(claim::FAILED_RANK)
+                .then_some((claim::FAILED_RANK, "")),
+        );
         more.extend(run.former_end.is_some().then_some((claim::PREEMPTED, "")));
     }
     if run.settings.monitoring == Monitoring::Full {

@@ -10,6 +10,9 @@ use std::time::Duration;
 const PREFIX: &str = "run-";
 /// A folder this young may not be locked by its maker yet.
 const YOUNG: Duration = Duration::from_secs(60);
+/// On a folder that machines share, locks of one may not be seen on another. What another machine (or
+/// this one before it was started again) made is taken for left only when it is this old.
+const OLD: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Holds the folder for as long as the run lasts. Dropping it removes the folder.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ impl RunDir {
     pub fn create(parent: &Path, task: &str) -> io::Result<RunDir> {
         fs::create_dir_all(parent)?;
         // Short: the paths of scripts' interpreters in it have a limit (127 bytes in older kernels).
-        let name = format!("{PREFIX}{}-", task.get(..8).unwrap_or(task));
+        let name = format!("{PREFIX}{}-{}-", task.get(..8).unwrap_or(task), machine());
         let path = tempfile::Builder::new()
             .prefix(&name)
             .rand_bytes(6)
@@ -71,12 +74,21 @@ impl Drop for RunDir {
 /// Removes the folders of runs that no longer live. It can take long: not for the way to the
 /// script's first line.
 pub fn remove_leftovers(parent: &Path) {
+    // Not through a link: a container could have made one that leads elsewhere.
+    if !fs::symlink_metadata(parent).is_ok_and(|found| found.is_dir()) {
+        return;
+    }
     let Ok(entries) = fs::read_dir(parent) else {
         return;
     };
+    let here = format!("-{}-", machine());
     for entry in entries.flatten() {
         let path = entry.path();
-        if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !is_old(&path) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let age = if name.contains(&here) { YOUNG } else { OLD };
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if !name.starts_with(PREFIX) || !is_folder || !is_older(&path, age) {
             continue;
         }
         let Ok(lock) = File::open(&path) else {
@@ -89,9 +101,15 @@ pub fn remove_leftovers(parent: &Path) {
     }
 }
 
-fn is_old(path: &Path) -> bool {
+fn is_older(path: &Path, than: Duration) -> bool {
     let changed = fs::metadata(path).and_then(|metadata| metadata.modified());
-    changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > YOUNG))
+    changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > than))
+}
+
+/// Short for this machine since it was started; the same in its containers.
+fn machine() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    boot.chars().take(6).collect()
 }
 
 #[cfg(test)]

@@ -44,7 +44,11 @@ pub fn claimant(env: &Variables) -> Option<Claimant> {
         let cluster = set(env, "SLURM_CLUSTER_NAME").unwrap_or("cluster");
         all(&["SLURM_JOB_ID"]).map(|job| format!("{cluster}:{job}"))
     };
-    let pod = || set(env, "KUBERNETES_SERVICE_HOST").and_then(|_| all(&["HOSTNAME"]));
+    // One of several pods has a name of its own, and the others could not know it.
+    let pod = || match (set(env, "KUBERNETES_SERVICE_HOST"), set(env, "RANK")) {
+        (Some(_), None) => all(&["HOSTNAME"]),
+        _ => None,
+    };
     let id = set(env, "CLEARML_AGENT_CLAIM_ID")
         .map(str::to_owned)
         .or_else(|| named("slurm", slurm()))
@@ -128,6 +132,7 @@ mod tests {
                 Some(("slurm:cluster:12", 3)),
             ),
             (vars(&pod), Some(("pod:train-x7", 0))),
+            (vars(&[pod[0], pod[1], ("RANK", "0")]), None),
             (
                 vars(&[slurm[0], pod[0], ("CLEARML_AGENT_CLAIM_ID", " mine ")]),
                 Some(("mine", 0)),

@@ -183,6 +183,13 @@ pub fn resolve(
 ) -> Result<Settings, SettingsError> {
     refuse_what_is_not_built(args)?;
     let task = task(args, &env)?;
+    if args.on_preempt == Some(OnPreempt::Keep) && scheduler::claimant(&env).is_none() {
+        return Err(SettingsError::Usage(
+            "--on-preempt keep: nothing says which job this is, so none could come back for the task. Set \
+             CLEARML_AGENT_CLAIM_ID to a name that the next start has, too"
+                .into(),
+        ));
+    }
     let home = env.get("HOME").filter(|h| !h.is_empty()).map(PathBuf::from);
     let config = config::load(&Lookup {
         config_file: global.config_file.as_deref(),

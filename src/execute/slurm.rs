@@ -17,6 +17,27 @@ pub async fn kill_wait() -> Option<Duration> {
     read_kill_wait(&String::from_utf8_lossy(&answer.stdout))
 }
 
+/// Whether `job` will not be started again, as far as can be told: cancelled, or its time is over.
+pub async fn is_over(job: &str) -> bool {
+    let mut ask = tokio::process::Command::new("scontrol");
+    ask.args(["-o", "show", "job", job])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    match tokio::time::timeout(LIMIT, ask.output()).await {
+        Ok(Ok(answer)) => state_is_final(&String::from_utf8_lossy(&answer.stdout)),
+        _ => false,
+    }
+}
+
+/// `JobId=7 JobName=x … JobState=CANCELLED Reason=None …`
+fn state_is_final(job: &str) -> bool {
+    let state = job
+        .split_whitespace()
+        .find_map(|field| field.strip_prefix("JobState="));
+    state.is_some_and(|state| ["CANCELLED", "TIMEOUT", "DEADLINE"].contains(&state))
+}
+
 /// `KillWait                = 30 sec`
 fn read_kill_wait(config: &str) -> Option<Duration> {
     let line = config
@@ -39,6 +60,21 @@ pub fn grace(kill_wait: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn which_jobs_do_not_come_back() {
+        for (state, expected) in [
+            ("CANCELLED", true),
+            ("TIMEOUT", true),
+            ("COMPLETING", false),
+            ("PENDING", false),
+            ("PREEMPTED", false),
+        ] {
+            let shown = format!("JobId=7 JobName=x JobState={state} Reason=None");
+            assert_eq!(state_is_final(&shown), expected, "{state}");
+        }
+        assert!(!state_is_final(""));
+    }
 
     #[test]
     fn the_time_between_the_signals() {

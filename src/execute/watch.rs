@@ -19,9 +19,20 @@ const STOPPING: &str = "stopping";
 /// A task that is put back on purpose stays so; one look may meet a change in between.
 const LOOKS_TILL_TAKEN_AWAY: u32 = 4;
 
+/// What the run is, among others that the task may have.
+#[derive(Debug, Clone, Default)]
+pub struct OfTheRun {
+    /// Its claim; none where another rank has that.
+    pub claim: Option<String>,
+    /// One of several ranks, which tell each other of their failures.
+    pub is_one_of_several: bool,
+}
+
 /// Watches until a stop is asked for, by anybody. Dropping the future ends the watch.
-pub async fn watch(session: Arc<Session>, task: String, stop: Stop) {
+pub async fn watch(session: Arc<Session>, task: String, run: OfTheRun, stop: Stop) {
     let mut taken_away = 0;
+    // It is recorded beside the start, so at first an older one may be found.
+    let mut had_claim = false;
     let mut pinged = Instant::now();
     loop {
         tokio::select! {
@@ -30,7 +41,12 @@ pub async fn watch(session: Arc<Session>, task: String, stop: Stop) {
         }
         match tasks::standing(&session, &task).await {
             Ok(standing) => {
-                if let Some(what) = standing.as_ref().and_then(failed_rank) {
+                if is_taken_over(standing.as_ref(), run.claim.as_deref(), &mut had_claim) {
+                    stop.request(StopCause::TakenOver);
+                    return;
+                }
+                let failed = standing.as_ref().and_then(failed_rank);
+                if let Some(what) = failed.filter(|_| run.is_one_of_several) {
                     stop.request(StopCause::Rank { what });
                     return;
                 }
@@ -50,6 +66,16 @@ pub async fn watch(session: Arc<Session>, task: String, stop: Stop) {
             }
         }
     }
+}
+
+/// Whether another claim stands where this run's stood.
+fn is_taken_over(standing: Option<&Standing>, claim: Option<&str>, had_claim: &mut bool) -> bool {
+    let Some((standing, claim)) = standing.zip(claim) else {
+        return false;
+    };
+    let now = standing.runtime.get(tasks::CLAIM).and_then(|c| c.as_str());
+    *had_claim |= now == Some(claim);
+    *had_claim && now.is_some_and(|now| !now.is_empty() && now != claim)
 }
 
 /// A rank of several that failed, in words.
@@ -97,6 +123,26 @@ mod tests {
             runtime: serde_json::Map::new(),
             last_worker: None,
         }
+    }
+
+    #[test]
+    fn a_claim_that_was_there_and_is_anothers_now() {
+        let with = |claim: &str| {
+            let mut standing = standing(Status::InProgress, None);
+            standing.runtime.insert(tasks::CLAIM.into(), claim.into());
+            standing
+        };
+        let mut had = false;
+        for (now, expected) in [
+            ("old", false),
+            ("mine", false),
+            ("", false),
+            ("other", true),
+        ] {
+            let found = is_taken_over(Some(&with(now)), Some("mine"), &mut had);
+            assert_eq!(found, expected, "{now}");
+        }
+        assert!(!is_taken_over(Some(&with("other")), None, &mut true));
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub struct Held<'a> {
     pub task: &'a str,
     pub worker: &'a str,
     pub claim: &'a str,
+    /// Whether the claimant is a job that may be started again.
+    pub comes_back: bool,
     /// The worker that had reported on the task before.
     pub former_worker: Option<&'a str>,
 }
@@ -213,6 +215,7 @@ impl Journal {
             about.worker = held.worker.to_owned();
             about.machine = self.machine.clone();
             about.claim = Some(held.claim.to_owned());
+            about.comes_back = held.comes_back;
             about.former_worker = held.former_worker.map(str::to_owned);
         });
         self.shared.keep_for_status(true);

@@ -48,6 +48,9 @@ pub(super) struct About {
     /// The claim by which the run holds the task.
     #[serde(default)]
     pub claim: Option<String>,
+    /// Whether it is a job that its batch system may start again.
+    #[serde(default)]
+    pub comes_back: bool,
     /// The worker that had reported on the task before.
     #[serde(default)]
     pub former_worker: Option<String>,
@@ -448,6 +451,7 @@ mod tests {
             log: true,
             claim: Some("c".into()),
             former_worker: None,
+            comes_back: false,
             ending: Some(Ending {
                 status: FinalStatus::Failed,
                 // As long as it may be, and all of it escaped or wide.

@@ -4,6 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::shared::Shared;
 use super::spool::{self, About, Ending};
@@ -40,8 +41,13 @@ pub enum What {
 pub enum Whose<'a> {
     /// Those of this machine. A lock that an agent on another machine holds may not be seen here.
     Machine(&'a str),
+    /// The same, beside another run: a task whose job may come back for it keeps its status for a while.
+    Neighbours(&'a str),
     All,
 }
+
+/// So long a job that was killed is waited for.
+const JOB_COMES_BACK: Duration = Duration::from_secs(6 * 3600);
 
 /// Sends the journals in `dir` that nobody writes or sends, one after the other, and tells what became
 /// of each. It waits for a server that is away: abandon it to stop; what was sent by then is
@@ -53,18 +59,22 @@ pub async fn send_left(
     mut tell: impl FnMut(Sent),
 ) -> io::Result<()> {
     let machine = match whose {
-        Whose::Machine(machine) => Some(machine),
+        Whose::Machine(machine) | Whose::Neighbours(machine) => Some(machine),
         Whose::All => None,
     };
-    let paths = match spool::list(dir, machine) {
+    let (folder, of) = (dir.to_owned(), machine.map(str::to_owned));
+    let paths = match blocking(move || spool::list(&folder, of.as_deref())).await {
         Ok(paths) => paths,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
     for path in paths {
-        let what = match spool::open_left(&path) {
+        let patient = matches!(whose, Whose::Neighbours(_)) && is_young(&path);
+        let opened = path.clone();
+        // All of it is read: that can take a while.
+        let what = match blocking(move || spool::open_left(&opened)).await {
             Ok(None) => continue,
-            Ok(Some(left)) => send_one(left, path.clone(), session).await,
+            Ok(Some(left)) => send_one(left, path.clone(), session, patient).await,
             Err(error) => What::Left {
                 cause: error.to_string(),
             },
@@ -74,7 +84,20 @@ pub async fn send_left(
     Ok(())
 }
 
-async fn send_one(left: spool::Left, path: PathBuf, session: &Arc<Session>) -> What {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(io::Error::other)?
+}
+
+fn is_young(path: &Path) -> bool {
+    let changed = std::fs::metadata(path).and_then(|found| found.modified());
+    changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < JOB_COMES_BACK))
+}
+
+/// `patient`: the status of a job's task is left to the job.
+async fn send_one(left: spool::Left, path: PathBuf, session: &Arc<Session>, patient: bool) -> What {
     if let Some(About { server, .. }) = &left.about
         && server != session.host()
     {
@@ -99,6 +122,11 @@ async fn send_one(left: spool::Left, path: PathBuf, session: &Arc<Session>) -> W
         uploader::run(shared.clone(), upload, about.fold).await;
     } else {
         shared.abandon();
+    }
+    if patient && about.comes_back && about.ending.is_none() {
+        return What::Left {
+            cause: "its job may come back for the task".into(),
+        };
     }
     let status = match tell_status(session, &about).await {
         Ok(status) => status,

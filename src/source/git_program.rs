@@ -28,7 +28,8 @@ pub(super) fn fetch(
             .current_dir(into.path());
         // The cache may belong to somebody else, as for libgit2.
         let owner = ("safe.directory".to_owned(), "*".to_owned());
-        set_up(&mut command, network, way, way, vec![owner]);
+        let no_hooks = ("core.hooksPath".to_owned(), "/dev/null".to_owned());
+        set_up(&mut command, network, way, way, vec![owner, no_hooks]);
         command.env("GIT_DIR", ".");
         let finished =
             program::run(command, b"", network.stop, &|_| {}).map_err(|error| error.to_string())?;
@@ -118,6 +119,8 @@ pub(super) fn set_up(
                 format!("http.{server}.extraHeader"),
                 header.expose().to_owned(),
             ));
+            // git would send it to wherever the server points, too.
+            settings.push(("http.followRedirects".into(), "false".into()));
         }
         let helper = format!("credential.{server}.helper");
         // The first one takes those away that are configured for everything.

@@ -107,6 +107,7 @@ impl Mirrors<'_> {
         wanted: &Wanted,
         history: History,
     ) -> Result<Option<Found>, SourceError> {
+        reset_config(folder)?;
         let repository = Repository::open_bare(folder)
             .and_then(|repository| match packs_are_whole(folder) {
                 Ok(true) => Ok(repository),
@@ -413,6 +414,24 @@ impl Mirror {
 
 fn open(folder: &Path) -> Result<Repository, SourceError> {
     Repository::open_bare(folder).map_err(SourceError::git("opening the new mirror"))
+}
+
+/// What a mirror is configured with. Both libgit2 and git believe a repository's own configuration
+/// (addresses that stand for others, programs to run), and others may be able to write to the cache.
+const CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n";
+
+fn reset_config(folder: &Path) -> Result<(), SourceError> {
+    let path = folder.join("config");
+    match fs::read(&path) {
+        Ok(text) if text == CONFIG.as_bytes() => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        _ => {
+            let new = folder.join("config.new");
+            fs::write(&new, CONFIG)
+                .and_then(|()| fs::rename(&new, &path))
+                .map_err(SourceError::io("resetting", &path))
+        }
+    }
 }
 
 /// Puts what was built in its place.

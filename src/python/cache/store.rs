@@ -219,17 +219,25 @@ impl Store {
         stop: &CancellationToken,
     ) -> io::Result<Turn> {
         let path = self.root.join(format!("{key}.lock"));
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)?;
+        let open = || {
+            File::options()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .open(&path)
+        };
+        let mut file = open()?;
         let started = Instant::now();
         let mut said = false;
         let lock = loop {
             match file.try_lock() {
-                Ok(()) => break Some(file),
+                // Nobody else's any more, unless it was tidied away meanwhile.
+                Ok(()) if is_at(&file, &path) => break Some(file),
+                Ok(()) => {
+                    file = open()?;
+                    continue;
+                }
                 Err(TryLockError::WouldBlock) => {}
                 // A folder without locks: the rename still lets no one see half an environment.
                 Err(TryLockError::Error(error))
@@ -436,8 +444,14 @@ impl Store {
                 count += usize::from(free && discard(&entry.path()));
             } else if let Some(key) = name.strip_suffix(".lock") {
                 // A lock file that somebody may be waiting at stays.
+                let free = || {
+                    let lock = File::options().write(true).open(entry.path());
+                    lock.is_ok_and(|lock| {
+                        lock.try_lock().is_ok() && fs::remove_file(entry.path()).is_ok()
+                    })
+                };
                 let used = self.request(key).is_some() || !is_old(&entry.path());
-                count += usize::from(!used && fs::remove_file(entry.path()).is_ok());
+                count += usize::from(!used && free());
             }
         }
         for entry in fs::read_dir(self.root.join("requests"))?.flatten() {
@@ -473,4 +487,11 @@ pub fn gigabytes(bytes: u64) -> f64 {
 /// Bytes that this user may still write there; all of them where that can't be told.
 fn free_space(path: &Path) -> u64 {
     rustix::fs::statvfs(path).map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+/// Whether `file` is what is found at `path`.
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let here = file.metadata().map(|found| (found.dev(), found.ino()));
+    let there = fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    matches!((here, there), (Ok(here), Ok(there)) if here == there)
 }
