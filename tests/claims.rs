@@ -249,3 +249,81 @@ time.sleep(1000)
         "rank 2 failed: worker execution exit code 5"
     );
 }
+
+#[test]
+fn another_run_on_the_machine_leaves_a_killed_jobs_task_to_the_job() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let id = queued(&world, SLEEPER);
+    let mut first = start(&world, &id, &[]);
+    first.line_with("attempt 1");
+    first.signal("KILL");
+    let _ = first.wait();
+
+    // It sends the log, and waits until that is there.
+    let go = world.path("go");
+    let text = format!(
+        "import os, time\nwhile not os.path.exists({:?}): time.sleep(0.01)\n",
+        go.to_str().unwrap()
+    );
+    let neighbour = world.api.create("a neighbour", script(&text));
+    let running = world.start_execute(&neighbour, &[]);
+    eventually("the killed run's log is sent", || {
+        world.api.log(&id).contains("attempt 1")
+    });
+    std::fs::write(go, "").unwrap();
+    running.wait().exits(0);
+    assert_eq!(world.api.status(&id), "in_progress");
+    start(&world, &id, &[])
+        .wait()
+        .exits(0)
+        .prints("attempt 2 after the agent was killed");
+    assert_eq!(world.api.status(&id), "completed");
+}
+
+#[test]
+fn an_agent_whose_task_was_taken_over_stops_and_tells_nothing() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let text = "\
+import os, time
+print('attempt', os.environ['CLEARML_AGENT_ATTEMPT'], flush=True)
+if os.environ['CLEARML_AGENT_ATTEMPT'] == '1': time.sleep(1000)
+while not os.path.exists(os.environ['GO']): time.sleep(0.01)
+";
+    let go = world.path("go").display().to_string();
+    world.env.insert("GO".into(), go.clone());
+    let id = queued(&world, text);
+    let file = world.path("result.json");
+    let mut first = start(&world, &id, &["--result", file.to_str().unwrap()]);
+    first.line_with("attempt 1");
+    // On another machine, as it were: one that does not see the first one's journal.
+    let journals = world.path("elsewhere").display().to_string();
+    world
+        .env
+        .insert("CLEARML__AGENT__JOURNAL__PATH".into(), journals);
+    let mut second = start(&world, &id, &[]);
+    second.line_with("attempt 2");
+    first
+        .wait()
+        .exits(76)
+        .prints("another agent has taken the task over");
+    assert_eq!(world.api.status(&id), "in_progress");
+    let result: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    assert_eq!(result["reason"], "taken_by_another");
+    assert_eq!(result["status"], Value::Null);
+    std::fs::write(go, "").unwrap();
+    second.wait().exits(0);
+    assert_eq!(world.api.status(&id), "completed");
+}
+
+#[test]
+fn a_task_is_kept_only_for_a_job_that_can_come_back() {
+    let world = World::new();
+    let id = queued(&world, SLEEPER);
+    start(&world, &id, &["--on-preempt", "keep"])
+        .wait()
+        .exits(2)
+        .complains("CLEARML_AGENT_CLAIM_ID");
+    assert_eq!(world.api.status(&id), "queued");
+}

@@ -199,6 +199,12 @@ time.sleep(1000)
             site.prints(&job, "checkpoint written");
         }
     }
+    // Nor is it kept for a job that does not come back.
+    let task = site.queued(SLEEPER);
+    let job = site.submit(TASK, &task, &[]);
+    site.prints(&job, "attempt 1");
+    site.slurm.ask(&["scancel", "--full", &job]);
+    site.has_status(&task, "stopped");
 }
 
 #[test]

@@ -27,8 +27,11 @@ pub(super) async fn of_the_job(run: &Run, outcome: Outcome) -> Outcome {
     match stop.on_preempt {
         Some(then) => {
             // What was cancelled, or had its time, is not started again.
+            let round = run.settings.claimant.as_ref().map_or(0, |c| c.round);
             let then = match (then, &stop.batch) {
-                (OnPreempt::Keep, Some(Batch::Slurm { job })) if slurm::is_over(job).await => {
+                (OnPreempt::Keep, Some(Batch::Slurm { job }))
+                    if slurm::is_over(job, round).await =>
+                {
                     OnPreempt::Stop
                 }
                 (then, _) => then,

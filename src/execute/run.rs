@@ -410,6 +410,7 @@ async fn carry_out(
     let monitor = (monitoring != Monitoring::Off).then(|| monitor::start(run.report()));
     let of_the_run = OfTheRun {
         claim: (rank == 0).then(|| run.settings.run.clone()),
+        is_recorded: run.settings.claimant.is_some(),
         is_one_of_several: batch::is_one_of_several(&run),
     };
     let watching = tokio::spawn(watch(session.clone(), id.clone(), of_the_run, stop.clone()));

@@ -17,25 +17,30 @@ pub async fn kill_wait() -> Option<Duration> {
     read_kill_wait(&String::from_utf8_lossy(&answer.stdout))
 }
 
-/// Whether `job` will not be started again, as far as can be told: cancelled, or its time is over.
-pub async fn is_over(job: &str) -> bool {
+/// Whether `job`, which was started again `round` times before, is being ended for good: cancelled, or
+/// its time is over. A job that is put back counts one start more already.
+pub async fn is_over(job: &str, round: u32) -> bool {
     let mut ask = tokio::process::Command::new("scontrol");
     ask.args(["-o", "show", "job", job])
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true);
     match tokio::time::timeout(LIMIT, ask.output()).await {
-        Ok(Ok(answer)) => state_is_final(&String::from_utf8_lossy(&answer.stdout)),
+        Ok(Ok(answer)) => ends_for_good(&String::from_utf8_lossy(&answer.stdout), round),
         _ => false,
     }
 }
 
-/// `JobId=7 JobName=x … JobState=CANCELLED Reason=None …`
-fn state_is_final(job: &str) -> bool {
-    let state = job
-        .split_whitespace()
-        .find_map(|field| field.strip_prefix("JobState="));
-    state.is_some_and(|state| ["CANCELLED", "TIMEOUT", "DEADLINE"].contains(&state))
+/// `JobId=7 JobName=x … JobState=COMPLETING Reason=None … Restarts=0 …`
+fn ends_for_good(job: &str, round: u32) -> bool {
+    let field = |name: &str| {
+        job.split_whitespace()
+            .find_map(|field| field.strip_prefix(name))
+    };
+    let ends = ["COMPLETING", "CANCELLED", "TIMEOUT", "DEADLINE"];
+    let restarts = field("Restarts=").and_then(|count| count.parse().ok());
+    field("JobState=").is_some_and(|state| ends.contains(&state))
+        && restarts.is_some_and(|restarts: u32| restarts <= round)
 }
 
 /// `KillWait                = 30 sec`
@@ -63,17 +68,21 @@ mod tests {
 
     #[test]
     fn which_jobs_do_not_come_back() {
-        for (state, expected) in [
-            ("CANCELLED", true),
-            ("TIMEOUT", true),
-            ("COMPLETING", false),
-            ("PENDING", false),
-            ("PREEMPTED", false),
+        for (state, restarts, round, expected) in [
+            // scancel, and the end of its time.
+            ("COMPLETING", 0, 0, true),
+            ("CANCELLED", 0, 0, true),
+            ("COMPLETING", 2, 2, true),
+            // Put back.
+            ("COMPLETING", 1, 0, false),
+            // Not Slurm's doing, or some time is left.
+            ("RUNNING", 0, 0, false),
         ] {
-            let shown = format!("JobId=7 JobName=x JobState={state} Reason=None");
-            assert_eq!(state_is_final(&shown), expected, "{state}");
+            let shown =
+                format!("JobId=7 JobState={state} Reason=None Requeue=1 Restarts={restarts} x=y");
+            assert_eq!(ends_for_good(&shown, round), expected, "{shown} {round}");
         }
-        assert!(!state_is_final(""));
+        assert!(!ends_for_good("", 0));
     }
 
     #[test]

@@ -24,6 +24,8 @@ const LOOKS_TILL_TAKEN_AWAY: u32 = 4;
 pub struct OfTheRun {
     /// Its claim; none where another rank has that.
     pub claim: Option<String>,
+    /// Whether the server has it already: a job's, from before the start.
+    pub is_recorded: bool,
     /// One of several ranks, which tell each other of their failures.
     pub is_one_of_several: bool,
 }
@@ -31,8 +33,8 @@ pub struct OfTheRun {
 /// Watches until a stop is asked for, by anybody. Dropping the future ends the watch.
 pub async fn watch(session: Arc<Session>, task: String, run: OfTheRun, stop: Stop) {
     let mut taken_away = 0;
-    // It is recorded beside the start, so at first an older one may be found.
-    let mut had_claim = false;
+    // Where it is recorded beside the start, an older one may be found at first.
+    let mut had_claim = run.is_recorded;
     let mut pinged = Instant::now();
     loop {
         tokio::select! {
