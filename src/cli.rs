@@ -159,7 +159,12 @@ pub struct ExecuteArgs {
     pub result: Option<PathBuf>,
     /// Stop the run if it takes longer than this, set-up included; the task has then failed, and the
     /// exit code is 124
-    #[arg(long, value_name = "SECONDS", help_heading = "Stopping")]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..),
+        help_heading = "Stopping"
+    )]
     pub timeout: Option<u64>,
     /// How long the script has to end between the stop signal (`agent.stop_signal`, SIGTERM) and
     /// SIGKILL; a second signal to the agent cuts it short [default: what Slurm leaves, or 10]

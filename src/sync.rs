@@ -71,6 +71,12 @@ async fn attempt(
     let dir = dir
         .or_else(|| config.path("agent.journal.path"))
         .ok_or(SyncError::NoFolder)?;
+    if args.dir.is_some() && !dir.is_dir() {
+        return Err(SyncError::Folder {
+            dir: dir.display().to_string(),
+            cause: std::io::ErrorKind::NotFound.into(),
+        });
+    }
     let session = Arc::new(Session::login(&config.endpoint(&config.worker_id())?).await?);
     let (mut sent, mut left) = (0, 0);
     let tell = |one: crate::journal::sync::Sent| {

@@ -53,7 +53,7 @@ fn the_same_job_goes_on_with_its_own_task_and_nobody_else_does() {
     start(&world, &id, &[])
         .wait()
         .exits(76)
-        .complains("an earlier agent of this job still does");
+        .complains("an earlier agent of this job still runs it");
     first.signal("KILL");
     let _ = first.wait();
     assert_eq!(world.api.status(&id), "in_progress");
@@ -62,7 +62,7 @@ fn the_same_job_goes_on_with_its_own_task_and_nobody_else_does() {
     start(&world, &id, &[])
         .wait()
         .exits(76)
-        .complains("is in_progress, and it is not this job that has it");
+        .complains("is in_progress, and it is not this job that has it: job 7 has it");
 
     claimant(&mut world, "job 7");
     let file = world.path("result.json");
@@ -208,7 +208,10 @@ fn which_task_comes_from_a_file_or_the_environment() {
         world.run(&words).exits(0).prints(expected);
     }
     world.env = [("SLURM_ARRAY_TASK_ID".to_owned(), "4".to_owned())].into();
-    world.run(&words).exits(2).complains("line 4 of");
+    world
+        .run(&words)
+        .exits(2)
+        .complains("has 3 lines, and this job's is line 4");
     world.env = [("CLEARML_TASK_ID".to_owned(), ids[0].clone())].into();
     world.run(&["execute"]).exits(0).prints("number 0");
     world.env.clear();

@@ -85,6 +85,26 @@ impl Attempt {
     }
 }
 
+/// Who has the task, as far as it says.
+fn holder(task: &Task, claimant: Option<&Claimant>) -> String {
+    let text = |key: &str| {
+        let value = task.runtime.get(key).and_then(|value| value.as_str());
+        value.filter(|value| !value.is_empty())
+    };
+    if is_held_by(task, claimant) {
+        return "an earlier agent of this job still runs it".into();
+    }
+    let worker = task
+        .last_worker
+        .as_deref()
+        .unwrap_or("one that has not reported");
+    match (text(CLAIMANT), text(PREEMPTED)) {
+        (Some(job), Some(why)) => format!("it is kept for {job} ({why})"),
+        (Some(job), None) => format!("{job} has it, worker {worker}"),
+        (None, _) => format!("worker {worker} has it"),
+    }
+}
+
 fn is_held_by(task: &Task, claimant: Option<&Claimant>) -> bool {
     let holder = task.runtime.get(CLAIMANT).and_then(|value| value.as_str());
     claimant.is_some_and(|claimant| holder == Some(&claimant.id))
@@ -112,7 +132,10 @@ pub fn ready(task: &Task, taking: &Taking<'_>, runs_here: impl Fn(&str) -> bool)
             if is_held_by(task, taking.claimant) && !runs_here(claim()) {
                 Ready::Now
             } else {
-                Ready::Never(Refused::Held { id })
+                Ready::Never(Refused::Held {
+                    id,
+                    by: holder(task, taking.claimant),
+                })
             }
         }
         (Mode::FromQueue, Status::Created | Status::Unknown) => Ready::Later(Refused::NotQueued {
@@ -164,10 +187,10 @@ pub enum Refused {
     )]
     NotQueued { id: String, status: Status },
     #[error(
-        "task {id} is in_progress, and it is not this job that has it: another one runs it, or an earlier \
-         agent of this job still does"
+        "task {id} is in_progress, and it is not this job that has it: {by}. To have it run elsewhere, stop it \
+         in the web UI, reset and enqueue it"
     )]
-    Held { id: String },
+    Held { id: String, by: String },
     #[error(
         "task {id} has ended already (its status is {status}): nothing to do. To run it again, reset and \
          enqueue it; `--if-done ok` makes this no failure"

@@ -6,14 +6,17 @@ use std::collections::BTreeMap;
 use bollard::models::ContainerCreateBody;
 use serde_json::Value;
 
-use super::job_env::Gpus;
+use super::job_env::{Gpus, Variables};
+use super::not_run::NotRun;
 use super::run::Run;
+use super::settings::SettingsError;
 use crate::api::{ApiError, Session, queues, tasks};
 use crate::container::choice::{self, Choice, Facts, Request, choose};
+use crate::container::engine::{self, DockerConfig, Engine};
 use crate::container::error::ContainerError;
 use crate::container::gpus::{self, Asked};
 use crate::container::name;
-use crate::container::run_args::{Host, Pull, RunArgs, Word, flags, without};
+use crate::container::run_args::{self, Host, Pull, RunArgs, Word, flags, without};
 use crate::container::settings::Settings;
 
 /// All that is decided before the engine is asked.
@@ -24,11 +27,41 @@ pub(super) struct Plan {
     /// What the arguments come to.
     pub body: ContainerCreateBody,
     pub name: Option<String>,
+    /// What the task's container section is to become.
+    pub write_back: Option<choice::Container>,
     pub pull: Pull,
     /// `NVIDIA_VISIBLE_DEVICES`, where it is to be set.
     pub visible_devices: Option<String>,
     /// The configuration's lines and the task's.
     pub setup_script: String,
+}
+
+/// What can be known before the task is touched: whether the typed arguments are ones, and whether there
+/// is an engine.
+pub(super) async fn check(settings: &Settings, env: &Variables) -> Result<(), NotRun> {
+    if let Some((first, rest)) = settings.words.split_first() {
+        let usage = |cause: String| {
+            let cause = format!(
+                "--docker: {cause}. The image comes first, docker run's flags after it: \
+                 --docker \"IMAGE --ipc=host\""
+            );
+            NotRun::Settings(SettingsError::Usage(cause))
+        };
+        let words = run_args::split(first).map_err(|error| usage(error.to_string()))?;
+        let mut words = words.into_iter();
+        match words.next() {
+            None => return Err(usage("there is no image".into())),
+            Some(image) if image.starts_with('-') => {
+                return Err(usage(format!("{image:?} is no image")));
+            }
+            Some(_) => {}
+        }
+        let arguments: Vec<String> = words.chain(rest.iter().cloned()).collect();
+        RunArgs::parse(&arguments).map_err(|error| usage(error.to_string()))?;
+    }
+    let config = DockerConfig::read(env);
+    let connected = async { Engine::connect(engine::address(env, &config)?).await };
+    connected.await.map(drop).map_err(NotRun::Container)
 }
 
 pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, ContainerError> {
@@ -76,7 +109,14 @@ pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, Contain
     }
     let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
     let body = parsed.to_create(&Host { env, cwd: &cwd })?;
-    write_back(run, &choice).await;
+    if !settings.words.is_empty() && !choice.is_default {
+        run.console.say(format!(
+            "Note: --docker {} is not used: the task names its own image ({}). Clear that in the task, or set \
+             agent.disable_task_docker_override",
+            settings.words.join(" "),
+            choice.image
+        ));
+    }
     let name = match parsed.name() {
         Some(name) => Some(name.to_owned()),
         None => container_name(run, settings, &known.document),
@@ -85,6 +125,7 @@ pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, Contain
     let setup_script = setup_script.cloned().collect::<Vec<_>>().join("\n");
     Ok(Plan {
         image: choice.image,
+        write_back: choice.write_back,
         pull: match settings.force_pull {
             true => Pull::Always,
             false => parsed.pull(),
@@ -226,8 +267,9 @@ fn say(run: &Run, choice: &Choice, arguments: &[String]) {
     ));
 }
 
-async fn write_back(run: &Run, choice: &Choice) {
-    let Some(container) = &choice.write_back else {
+/// Records the container in the task, once it runs: one that cannot would only be in the way.
+pub(super) async fn write_back(run: &Run, plan: &Plan) {
+    let Some(container) = &plan.write_back else {
         return;
     };
     let choice::Container {

@@ -365,6 +365,7 @@ async fn fill_and_follow(
     if let Some(pid) = container.pid().await {
         run.script.started(pid);
     }
+    container_plan::write_back(run, plan).await;
     let caches = settings.caches.clone();
     tokio::task::spawn_blocking(move || {
         for cache in &caches {

@@ -1,10 +1,11 @@
 //! Why a run ended before its task was taken.
 
 use super::claim::Refused;
-use super::outcome::{exit, for_signal};
+use super::outcome::{Outcome, Stage, exit, for_signal};
 use super::result::Reason;
 use super::settings::SettingsError;
 use crate::api::ApiError;
+use crate::container::error::ContainerError;
 use crate::journal::JournalError;
 use crate::process::signal;
 
@@ -30,6 +31,8 @@ pub(super) enum NotRun {
         .0.join("; ")
     )]
     Unfit(Vec<String>),
+    #[error("no container can be had, the task is as it was: {0}")]
+    Container(ContainerError),
     #[error("{0}")]
     Agent(String),
 }
@@ -44,6 +47,7 @@ impl NotRun {
             NotRun::Interrupted(signal) => for_signal(*signal),
             NotRun::Timeout(_) => exit::TIMEOUT,
             NotRun::Unfit(_) => exit::UNFIT,
+            NotRun::Container(error) => Stage::Container(error.kind()).exit_code(),
             NotRun::Agent(_) => exit::AGENT,
         }
     }
@@ -74,6 +78,10 @@ impl NotRun {
             NotRun::Interrupted(_) => Reason::Interrupted,
             NotRun::Timeout(_) => Reason::Timeout,
             NotRun::Unfit(_) => Reason::NodeUnfit,
+            NotRun::Container(error) => Reason::from(&Outcome::Failed {
+                stage: Stage::Container(error.kind()),
+                cause: String::new(),
+            }),
             NotRun::Agent(_) => Reason::AgentFailed,
         }
     }

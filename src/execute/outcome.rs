@@ -75,6 +75,8 @@ pub enum Stage {
     /// Reading the task: what it asks for cannot be run by anybody.
     Task,
     Checkout,
+    /// The repository's server does not answer.
+    CodeServer,
     Environment,
     Launch,
     /// Something of the agent's own: its folders, its log.
@@ -273,7 +275,7 @@ impl Stage {
     fn words(self) -> &'static str {
         match self {
             Stage::Task => "the task cannot be run",
-            Stage::Checkout => "failed getting the code",
+            Stage::Checkout | Stage::CodeServer => "failed getting the code",
             Stage::Environment => "failed building the Python environment",
             Stage::Launch => "failed starting the script",
             Stage::Agent => "the agent failed",
@@ -281,10 +283,11 @@ impl Stage {
         }
     }
 
-    fn exit_code(self) -> u8 {
+    pub fn exit_code(self) -> u8 {
         match self {
             Stage::Task | Stage::Launch => exit::TASK,
             Stage::Checkout => exit::NOT_FOUND,
+            Stage::CodeServer => exit::NO_SERVER,
             Stage::Environment => exit::ENVIRONMENT,
             Stage::Agent => exit::AGENT,
             Stage::Container(kind) => match kind {

@@ -216,6 +216,7 @@ impl From<SourceError> for Failure {
         let stage = match &error {
             SourceError::Stopped => return Failure::Cancelled,
             SourceError::NothingToRun | SourceError::NoEntryPoint { .. } => Stage::Task,
+            SourceError::Unreachable { .. } => Stage::CodeServer,
             _ => Stage::Checkout,
         };
         Failure::Failed {

@@ -90,7 +90,7 @@ impl From<&Outcome> for Reason {
             Outcome::Stopped(StopCause::TakenOver) => Reason::TakenByAnother,
             Outcome::Failed { stage, .. } => match stage {
                 Stage::Task => Reason::TaskInvalid,
-                Stage::Checkout => Reason::CheckoutFailed,
+                Stage::Checkout | Stage::CodeServer => Reason::CheckoutFailed,
                 Stage::Environment => Reason::EnvFailed,
                 Stage::Launch => Reason::LaunchFailed,
                 Stage::Agent => Reason::AgentFailed,

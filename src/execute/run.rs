@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::batch;
 use super::claim::{self, Claimed, Mode, Ready, Refused, Taking};
+use super::container_plan;
 use super::follow::follow;
 use super::health;
 use super::job_env::{Attempt, Variables};
@@ -36,6 +37,52 @@ const SILENCE: Duration = Duration::from_secs(2);
 
 /// What the final status may take at least, however short `--drain-timeout` is.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the worker's leaving may take.
+const LEAVING: Duration = Duration::from_secs(5);
+
+/// The end, as far as it waits for a server that may be away.
+struct End {
+    deadline: tokio::time::Instant,
+    drain: Duration,
+    /// What had been asked for before: then it takes another signal to cut this short.
+    was_stopped: bool,
+    was_hurried: bool,
+}
+
+impl End {
+    fn of(run: &Run) -> Self {
+        let drain = run.settings.journal.drain;
+        Self {
+            deadline: tokio::time::Instant::now() + drain.max(STATUS_LIMIT),
+            drain,
+            was_stopped: run.stop.cause().is_some(),
+            was_hurried: run.stop.is_hurried(),
+        }
+    }
+
+    /// Resolves when somebody does not want to wait.
+    async fn hurried(&self, stop: &Stop) {
+        match (self.was_stopped, self.was_hurried) {
+            // Three signals are no more than two.
+            (_, true) => std::future::pending().await,
+            (true, false) => stop.hurried().await,
+            (false, false) => drop(stop.requested().await),
+        }
+    }
+
+    /// Says what is waited for, once that is worth a word.
+    async fn tell(&self) -> std::convert::Infallible {
+        if self.drain > SILENCE {
+            tokio::time::sleep(SILENCE).await;
+            eprintln!(
+                "clearml-agent: waiting for the server, {} s at most (a signal keeps the rest for `clearml-agent sync`)",
+                self.drain.as_secs()
+            );
+        }
+        std::future::pending().await
+    }
+}
 
 /// What every step of a claimed run needs.
 pub(super) struct Run {
@@ -126,8 +173,10 @@ pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask
     timeline.mark(Phase::Finished);
     let exit_code = match &ended {
         Ok(ending) => ending.verdict.exit_code,
-        Err(NotRun::Refused(ended @ Refused::Ended { .. })) if args.if_done == IfDone::Ok => {
-            eprintln!("clearml-agent: {}", mask.mask(&ended.to_string()));
+        Err(NotRun::Refused(Refused::Ended { id, status })) if args.if_done == IfDone::Ok => {
+            eprintln!(
+                "clearml-agent: task {id} has ended already (its status is {status}): nothing to do"
+            );
             0
         }
         Err(not_run) => {
@@ -232,6 +281,13 @@ async fn attempt(
         ));
     }
     let fit = health::check(&settings.monitor, &stop, &console).await;
+    let fit = match (fit, &settings.container) {
+        (Ok(()), Some(container)) => tokio::select! {
+            checked = container_plan::check(container, &settings.job.inherited) => checked,
+            cause = stop.requested() => Err(interrupted(&cause)),
+        },
+        (fit, _) => fit,
+    };
     let taken = match fit {
         Ok(()) => take(&settings, &stop, &console).await,
         Err(unfit) => Err(unfit),
@@ -462,22 +518,37 @@ async fn carry_out(
             reason: verdict.reason.as_str().to_owned(),
         });
     }
-    let receipt = journal.clone().finish(run.settings.journal.drain).await;
+    let end = End::of(&run);
+    let receipt = tokio::select! {
+        biased;
+        receipt = journal.clone().finish_unless(run.settings.journal.drain, end.hurried(&stop)) => receipt,
+        never = end.tell() => match never {},
+    };
     run.timeline.mark(Phase::LogSent);
     if monitoring != Monitoring::Off {
         eprintln!("clearml-agent: {}", receipt.words());
     }
+    let mut is_told = true;
     if let Some(status) = status {
-        write_status(&run, status, &verdict).await;
+        is_told = write_status(&run, status, &verdict, &end, &stop).await;
     }
-    batch::hand_on(&run, &outcome, &verdict).await;
+    if is_told {
+        batch::hand_on(&run, &outcome, &verdict).await;
+    }
     if let Some(claiming) = claiming {
         claiming.abort();
     }
     if let Some(monitor) = monitor {
-        monitor.stop().await;
-        if let Err(error) = workers::unregister(&session, &worker).await {
-            tracing::debug!(%error, "unregister");
+        let leaving = async {
+            monitor.stop().await;
+            if let Err(error) = workers::unregister(&session, &worker).await {
+                tracing::debug!(%error, "unregister");
+            }
+        };
+        // The server forgets a silent worker by itself.
+        let patience = if is_told { LEAVING } else { Duration::ZERO };
+        if tokio::time::timeout(patience, leaving).await.is_err() {
+            tracing::debug!("the worker is not unregistered");
         }
     }
     if let Err(error) = clean_up.await {
@@ -489,7 +560,7 @@ async fn carry_out(
         worker,
         outcome,
         verdict,
-        status,
+        status: status.filter(|_| is_told),
         receipt,
         usage,
         versions,
@@ -527,19 +598,25 @@ async fn record_claim(run: Arc<Run>) {
     }
 }
 
-/// What cannot be written now, the journal keeps.
-async fn write_status(run: &Run, status: FinalStatus, verdict: &Verdict) {
+/// Whether it is told; what cannot be written now, the journal keeps.
+async fn write_status(
+    run: &Run,
+    status: FinalStatus,
+    verdict: &Verdict,
+    end: &End,
+    stop: &Stop,
+) -> bool {
     let message = claim::changed_by(&run.settings.endpoint.worker);
     let note = StatusNote {
         reason: verdict.reason.as_str(),
         message: &message,
     };
-    let limit = run.settings.journal.drain.max(STATUS_LIMIT);
     let told = tokio::select! {
         told = tasks::finish(&run.session, &run.task.id, status, note) => {
             told.map_err(|error| error.to_string())
         }
-        () = tokio::time::sleep(limit) => Err(format!("no answer within {} s", limit.as_secs())),
+        () = tokio::time::sleep_until(end.deadline) => Err("no answer in time".into()),
+        () = end.hurried(stop) => Err("not waited for".into()),
     };
     match told {
         Ok(StatusWrite::Written) => run.journal.status_is_told(),
@@ -549,12 +626,16 @@ async fn write_status(run: &Run, status: FinalStatus, verdict: &Verdict) {
                 "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
             );
         }
-        Err(error) => eprintln!(
-            "clearml-agent: the task's status could not be written ({}): {error}\n  \
-             `clearml-agent sync`, or the next run on this machine, writes it",
-            verdict.reason
-        ),
+        Err(error) => {
+            eprintln!(
+                "clearml-agent: the task's status could not be written ({}): {error}\n  \
+                 `clearml-agent sync`, or the next run on this machine, writes it",
+                verdict.reason
+            );
+            return false;
+        }
     }
+    true
 }
 
 /// What the task itself holds of secrets: passwords in its addresses, and variables that it sets.

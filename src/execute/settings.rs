@@ -419,6 +419,12 @@ fn task(args: &ExecuteArgs, env: &Variables) -> Result<String, SettingsError> {
             )));
         }
     };
+    if number > lines.len() {
+        return Err(SettingsError::Usage(format!(
+            "{path} (--id-file) has {} lines, and this job's is line {number}",
+            lines.len()
+        )));
+    }
     let line = lines
         .get(number - 1)
         .map(|line| line.trim())

@@ -80,6 +80,10 @@ impl Stop {
         self.ask(StopCause::Signal(number));
     }
 
+    pub fn is_hurried(&self) -> bool {
+        self.hurry.is_cancelled()
+    }
+
     /// Asks for the stop; asked again, there is to be no waiting.
     pub fn ask(&self, cause: StopCause) {
         if self.cause.get().is_some() {

@@ -287,17 +287,29 @@ impl Journal {
     /// removed unless the server still misses a part of it, or the task's status is still to be told. What is said on the console afterwards
     /// goes to the terminal alone.
     pub async fn finish(self, limit: Duration) -> Receipt {
+        self.finish_unless(limit, std::future::pending()).await
+    }
+
+    /// As [`Journal::finish`], but the server is not waited for any more when `hurried` resolves.
+    pub async fn finish_unless(
+        self,
+        limit: Duration,
+        hurried: impl Future<Output = ()>,
+    ) -> Receipt {
         let deadline = Instant::now() + limit;
         self.shared.close();
         let Followers { local, uploader } = std::mem::take(&mut *self.followers());
-        if let Some(mut uploader) = uploader
-            && tokio::time::timeout_at(deadline, &mut uploader)
-                .await
-                .is_err()
-        {
-            uploader.abort();
-            // The spool is let go of.
-            let _ = uploader.await;
+        if let Some(mut uploader) = uploader {
+            let is_done = tokio::select! {
+                _ = &mut uploader => true,
+                () = tokio::time::sleep_until(deadline) => false,
+                () = hurried => false,
+            };
+            if !is_done {
+                uploader.abort();
+                // The spool is let go of.
+                let _ = uploader.await;
+            }
         }
         for done in local {
             // A terminal that nobody reads any more must not hold the run.

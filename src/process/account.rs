@@ -127,10 +127,10 @@ impl Watch {
         let memory = before.after();
         // It may have to wait for the kernel.
         tokio::task::spawn_blocking(move || drop(group));
-        let peak = of_group
-            .peak_memory
-            .or(memory.peak)
-            .or(sampler.peak().together);
+        // A group is not charged for what others had in memory first: a process' own peak can be higher.
+        let seen = sampler.peak();
+        let peak = of_group.peak_memory.or(memory.peak).max(seen.process);
+        let peak = peak.or(seen.together);
         let usage = Usage {
             peak_memory: peak.filter(|&bytes| bytes > 0),
             cpu: of_group.cpu.filter(|cpu| !cpu.is_zero()).or(cpu),
