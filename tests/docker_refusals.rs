@@ -35,6 +35,19 @@ fn refused(world: &World, image: &str, code: i32, reason: &str) -> Ended {
     ended
 }
 
+/// Refuses `--docker IMAGE` before the task is touched.
+fn refused_before(world: &World, image: &str, code: i32, reason: &str) -> Ended {
+    let id = world.api.create("untouched", script("print('never')\n"));
+    let result = world.path("result.json");
+    let words = ["--docker", image, "--result", result.to_str().unwrap()];
+    let ended = world.execute(&id, &words).exits(code);
+    let result: Value = serde_json::from_slice(&std::fs::read(result).unwrap()).unwrap();
+    assert_eq!(result["reason"], reason, "{}", ended.stdout);
+    assert_eq!(result["status"], Value::Null);
+    assert_eq!(world.api.status(&id), "created");
+    ended
+}
+
 #[test]
 fn an_engine_that_is_not_there() {
     if !engine() {
@@ -47,7 +60,7 @@ fn an_engine_that_is_not_there() {
         ("ssh://somewhere", "ssh -L"),
     ] {
         world.env.insert("DOCKER_HOST".into(), host.into());
-        refused(&world, PYTHON_IMAGE, 74, "no_engine").complains(word);
+        refused_before(&world, PYTHON_IMAGE, 74, "no_engine").complains(word);
     }
 }
 
@@ -79,11 +92,11 @@ fn an_engine_that_this_user_may_not_use() {
         };
     }
     let output = other.stdin(Stdio::null()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(77), "{said} {output:?}");
     assert!(said.contains("permission denied"), "{said}");
     assert!(said.contains("usermod"), "{said}");
-    assert_eq!(world.api.status(&id), "failed");
+    assert_eq!(world.api.status(&id), "created");
 }
 
 #[test]
@@ -94,10 +107,14 @@ fn arguments_that_are_none() {
     let world = world();
     let bad = |words: &str| {
         let image = format!("{PYTHON_IMAGE} {words}");
-        refused(&world, &image, 65, "container_arguments_invalid")
+        refused_before(&world, &image, 2, "config_invalid")
     };
     bad("--no-such-flag").complains("--no-such-flag");
-    bad("--memory 1").complains("emory");
+    refused_before(&world, "--ipc=host image", 2, "config_invalid")
+        .complains("The image comes first");
+    // Only the engine knows that it is too little.
+    let image = format!("{PYTHON_IMAGE} --memory 1");
+    refused(&world, &image, 65, "container_arguments_invalid").complains("emory");
 }
 
 #[test]

@@ -212,6 +212,7 @@ mod tests {
             [
                 "/data:/root/.cache/pip/",
                 "/host:/cache",
+                "/usr/bin/uv:/.clearml-agent/bin/uv:ro",
                 "/run/agent.sock:/run/agent.sock"
             ]
         );

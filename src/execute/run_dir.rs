@@ -121,18 +121,47 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let alive = RunDir::create(parent.path(), "t1").unwrap();
         let config = alive.private_file("clearml.conf", "{}").unwrap();
-        let [dead, young, foreign] = ["run-t0-1-abc", "run-t2-1-abc", "3.11"].map(|name| {
+        let here = |task: &str| format!("run-{task}-{}-abc", machine());
+        let names = [
+            here("t0"),
+            here("t2"),
+            "3.11".into(),
+            "run-t3-other-abc".into(),
+            "run-t4-other-abc".into(),
+        ];
+        let [dead, young, foreign, elsewhere, ancient] = names.map(|name| {
             let path = parent.path().join(name);
             fs::create_dir_all(path.join("venv")).unwrap();
             path
         });
-        let long_ago = std::time::SystemTime::now() - 2 * YOUNG;
-        for old in [alive.path(), &dead, &foreign] {
-            File::open(old).unwrap().set_modified(long_ago).unwrap();
+        let ago = |age| std::time::SystemTime::now() - age;
+        for (folder, age) in [
+            (alive.path(), 2 * YOUNG),
+            (&dead, 2 * YOUNG),
+            (&foreign, 2 * OLD),
+            (&elsewhere, OLD / 2),
+            (&ancient, 2 * OLD),
+        ] {
+            File::open(folder).unwrap().set_modified(ago(age)).unwrap();
         }
 
         remove_leftovers(parent.path());
         assert!(config.exists() && foreign.exists() && young.exists() && !dead.exists());
+        // Its agent may live, on another machine.
+        assert!(elsewhere.exists() && !ancient.exists());
+
+        // What a container put in the folder's place.
+        let link = parent.path().join("link");
+        let target = tempfile::tempdir().unwrap();
+        let there = target.path().join(here("t5"));
+        fs::create_dir(&there).unwrap();
+        File::open(&there)
+            .unwrap()
+            .set_modified(ago(2 * OLD))
+            .unwrap();
+        std::os::unix::fs::symlink(target.path(), &link).unwrap();
+        remove_leftovers(&link);
+        assert!(there.exists());
 
         let path = alive.path().to_owned();
         drop(alive);
