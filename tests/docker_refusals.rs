@@ -110,8 +110,12 @@ fn arguments_that_are_none() {
         refused_before(&world, &image, 2, "config_invalid")
     };
     bad("--no-such-flag").complains("--no-such-flag");
-    refused_before(&world, "--ipc=host image", 2, "config_invalid")
+    let id = world.api.create("untouched", script("print('never')\n"));
+    world
+        .execute(&id, &["--docker=--ipc=host image"])
+        .exits(2)
         .complains("The image comes first");
+    assert_eq!(world.api.status(&id), "created");
     // Only the engine knows that it is too little.
     let image = format!("{PYTHON_IMAGE} --memory 1");
     refused(&world, &image, 65, "container_arguments_invalid").complains("emory");
