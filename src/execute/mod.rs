@@ -4,6 +4,7 @@ mod abort_callback;
 mod batch;
 pub mod claim;
 mod container_plan;
+mod end;
 mod follow;
 mod git_settings;
 mod health;

@@ -9,6 +9,7 @@ use super::report::Report;
 use crate::api::tasks::FinalStatus;
 use crate::cli::OnPreempt;
 use crate::container::error::Kind;
+use crate::journal::Ending;
 use crate::mask::{Mask, Masked};
 use crate::process::death::{Death, Sender};
 use crate::process::{Ended, signal};
@@ -143,6 +144,16 @@ pub struct Verdict {
     /// The last line of the log; none where the log has it already.
     pub last_line: Option<Masked>,
     pub exit_code: u8,
+}
+
+impl Verdict {
+    /// What a journal keeps of it.
+    pub fn ending(&self) -> Ending {
+        Ending {
+            status: self.status,
+            reason: self.reason.as_str().to_owned(),
+        }
+    }
 }
 
 impl Outcome {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::batch;
 use super::claim::{self, Claimed, Mode, Ready, Refused, Taking};
 use super::container_plan;
+use super::end::{End, write_status};
 use super::follow::follow;
 use super::health;
 use super::job_env::{Attempt, Variables};
@@ -21,7 +22,7 @@ use super::stop::Stop;
 use super::timeline::{Phase, Timeline};
 use super::watch::{OfTheRun, watch};
 use super::{in_container, inside};
-use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
+use crate::api::tasks::{self, FinalStatus};
 use crate::api::{self, Session, workers};
 use crate::cli::{ExecuteArgs, GlobalArgs, IfDone};
 use crate::console::Console;
@@ -33,56 +34,10 @@ use crate::process::{self, Usage};
 use crate::task::Task;
 
 /// A server that takes longer is worth a word.
-const SILENCE: Duration = Duration::from_secs(2);
-
-/// What the final status may take at least, however short `--drain-timeout` is.
-const STATUS_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const SILENCE: Duration = Duration::from_secs(2);
 
 /// What the worker's leaving may take.
 const LEAVING: Duration = Duration::from_secs(5);
-
-/// The end, as far as it waits for a server that may be away.
-struct End {
-    deadline: tokio::time::Instant,
-    drain: Duration,
-    /// What had been asked for before: then it takes another signal to cut this short.
-    was_stopped: bool,
-    was_hurried: bool,
-}
-
-impl End {
-    fn of(run: &Run) -> Self {
-        let drain = run.settings.journal.drain;
-        Self {
-            deadline: tokio::time::Instant::now() + drain.max(STATUS_LIMIT),
-            drain,
-            was_stopped: run.stop.cause().is_some(),
-            was_hurried: run.stop.is_hurried(),
-        }
-    }
-
-    /// Resolves when somebody does not want to wait.
-    async fn hurried(&self, stop: &Stop) {
-        match (self.was_stopped, self.was_hurried) {
-            // Three signals are no more than two.
-            (_, true) => std::future::pending().await,
-            (true, false) => stop.hurried().await,
-            (false, false) => drop(stop.requested().await),
-        }
-    }
-
-    /// Says what is waited for, once that is worth a word.
-    async fn tell(&self) -> std::convert::Infallible {
-        if self.drain > SILENCE {
-            tokio::time::sleep(SILENCE).await;
-            eprintln!(
-                "clearml-agent: waiting for the server, {} s at most (a signal keeps the rest for `clearml-agent sync`)",
-                self.drain.as_secs()
-            );
-        }
-        std::future::pending().await
-    }
-}
 
 /// What every step of a claimed run needs.
 pub(super) struct Run {
@@ -488,10 +443,7 @@ async fn carry_out(
     // As early as it is known: a batch system may not leave much time.
     let told = outcome.verdict(&run.settings.mask);
     if rank == 0 {
-        journal.will_end(&journal::Ending {
-            status: told.status,
-            reason: told.reason.as_str().to_owned(),
-        });
+        journal.will_end(&told.ending());
     }
     let outcome = batch::of_the_job(&run, outcome).await;
 
@@ -512,11 +464,8 @@ async fn carry_out(
     if kept {
         journal.status_is_told();
     }
-    if let Some(status) = status {
-        journal.will_end(&journal::Ending {
-            status,
-            reason: verdict.reason.as_str().to_owned(),
-        });
+    if status.is_some() {
+        journal.will_end(&verdict.ending());
     }
     let end = End::of(&run);
     let receipt = tokio::select! {
@@ -596,46 +545,6 @@ async fn record_claim(run: Arc<Run>) {
     if let Err(error) = tasks::add_to_runtime(&run.session, &run.task.id, &more).await {
         tracing::debug!(%error, "the claim is not recorded");
     }
-}
-
-/// Whether it is told; what cannot be written now, the journal keeps.
-async fn write_status(
-    run: &Run,
-    status: FinalStatus,
-    verdict: &Verdict,
-    end: &End,
-    stop: &Stop,
-) -> bool {
-    let message = claim::changed_by(&run.settings.endpoint.worker);
-    let note = StatusNote {
-        reason: verdict.reason.as_str(),
-        message: &message,
-    };
-    let told = tokio::select! {
-        told = tasks::finish(&run.session, &run.task.id, status, note) => {
-            told.map_err(|error| error.to_string())
-        }
-        () = tokio::time::sleep_until(end.deadline) => Err("no answer in time".into()),
-        () = end.hurried(stop) => Err("not waited for".into()),
-    };
-    match told {
-        Ok(StatusWrite::Written) => run.journal.status_is_told(),
-        Ok(StatusWrite::NotFromHere { message }) => {
-            run.journal.status_is_told();
-            eprintln!(
-                "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
-            );
-        }
-        Err(error) => {
-            eprintln!(
-                "clearml-agent: the task's status could not be written ({}): {error}\n  \
-                 `clearml-agent sync`, or the next run on this machine, writes it",
-                verdict.reason
-            );
-            return false;
-        }
-    }
-    true
 }
 
 /// What the task itself holds of secrets: passwords in its addresses, and variables that it sets.
