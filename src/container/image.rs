@@ -10,8 +10,9 @@ use bollard::query_parameters::CreateImageOptions;
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
+use super::address::{DockerConfig, Variables};
 use super::credentials;
-use super::engine::{DockerConfig, Engine, Variables};
+use super::engine::Engine;
 use super::error::{ContainerError, system_error, words};
 use super::run_args::Pull;
 use crate::console::Console;

@@ -3,10 +3,11 @@
 
 use std::path::PathBuf;
 
+use super::address::Variables;
 use super::caches::{Cache, Keyed};
 use super::choice::{self, ChoiceError};
-use super::engine::Variables;
 use super::handover;
+use super::ports;
 use crate::config::{Config, ConfigError, bool_of};
 
 /// Everything about containers that is decided before the first request.
@@ -24,6 +25,12 @@ pub struct Settings {
     /// `agent.docker_container_name_format`, and the fields of the task that it may name.
     pub name_format: Option<String>,
     pub name_fields: Vec<(String, String)>,
+    /// `agent.docker_args_allowed_port_range`: ports of the machine that a container may have.
+    pub ports: Option<ports::Range>,
+    /// `CLEARML_AGENT_FORCE_HOST_MACHINE_IP`: the address by which others reach this machine.
+    pub host_ip: Option<String>,
+    /// `api.public_ip_ping`: an address on the way to which the machine's own is found; nothing is sent.
+    pub public_ip_ping: String,
     /// `agent.docker_force_pull`.
     pub force_pull: bool,
     /// Scripts of the configuration, one after the other, before the task's own.
@@ -79,6 +86,9 @@ const PASSED_ON: [&str; 3] = [
     "CLEARML_AGENT_SKIP_PIP_VENV_INSTALL",
     "CLEARML_AGENT_ABORT_CALLBACK_CMD",
 ];
+
+/// As with the Python agent.
+const PUBLIC_IP_PING: &str = "8.8.8.8";
 
 impl Settings {
     pub fn read(words: &[String], config: &Config, env: &Variables) -> Result<Self, SettingsError> {
@@ -185,13 +195,13 @@ impl Settings {
             .filter_map(|name| Some(((*name).to_owned(), env.get(*name)?.clone())))
             .collect();
         const PORTS: &str = "agent.docker_args_allowed_port_range";
-        if config.value(PORTS).is_some_and(|range| !range.is_null()) {
-            return Err(SettingsError::Choice(ChoiceError::Setting {
+        let ports = match config.value(PORTS) {
+            None | Some(serde_json::Value::Null) => None,
+            Some(range) => ports::Range::read(range).map_err(|why| ChoiceError::Setting {
                 key: PORTS.to_owned(),
-                why: "ports are not moved to a range; take the key out, and `-p` gives the ports it names"
-                    .to_owned(),
-            }));
-        }
+                why,
+            })?,
+        };
         let mut hidden_variables = config.list("agent.hide_docker_command_env_vars.extra_keys")?;
         hidden_variables.extend(
             set("CLEARML_AGENT_DOCKER_ARGS_HIDE_ENV")
@@ -213,6 +223,11 @@ impl Settings {
                 .flatten()
                 .filter_map(|(field, path)| Some((field.clone(), path.as_str()?.to_owned())))
                 .collect(),
+            ports,
+            host_ip: set("CLEARML_AGENT_FORCE_HOST_MACHINE_IP").map(str::to_owned),
+            public_ip_ping: config
+                .text("api.public_ip_ping")
+                .unwrap_or_else(|| PUBLIC_IP_PING.to_owned()),
             force_pull: config.flag("agent.docker_force_pull")?.unwrap_or(false),
             scripts,
             ssh,

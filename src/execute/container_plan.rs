@@ -11,8 +11,9 @@ use super::not_run::NotRun;
 use super::run::Run;
 use super::settings::SettingsError;
 use crate::api::{ApiError, Session, queues, tasks};
+use crate::container::address::{self, DockerConfig};
 use crate::container::choice::{self, Choice, Facts, Request, choose};
-use crate::container::engine::{self, DockerConfig, Engine};
+use crate::container::engine::Engine;
 use crate::container::error::ContainerError;
 use crate::container::gpus::{self, Asked};
 use crate::container::name;
@@ -60,7 +61,7 @@ pub(super) async fn check(settings: &Settings, env: &Variables) -> Result<(), No
         RunArgs::parse(&arguments).map_err(|error| usage(error.to_string()))?;
     }
     let config = DockerConfig::read(env);
-    let connected = async { Engine::connect(engine::address(env, &config)?).await };
+    let connected = async { Engine::connect(address::address(env, &config)?, env).await };
     connected.await.map(drop).map_err(NotRun::Container)
 }
 
