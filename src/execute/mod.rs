@@ -2,6 +2,7 @@
 
 mod abort_callback;
 mod batch;
+mod carry_out;
 pub mod claim;
 mod container_plan;
 mod end;
@@ -25,6 +26,7 @@ pub mod scheduler;
 pub mod settings;
 mod slurm;
 pub mod stop;
+mod take;
 pub mod timeline;
 pub mod watch;
 pub mod worker_place;
