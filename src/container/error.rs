@@ -73,8 +73,8 @@ pub enum ContainerError {
         "there is no image {image}: {cause}. Is the name right, and has this machine or a registry it?"
     )]
     NoSuchImage { image: String, cause: String },
-    #[error("image {image} is not on this machine, and --pull=never forbids to pull it")]
-    NotPulled { image: String },
+    #[error("image {image} is not on this machine, and {why} forbids to pull it")]
+    NotPulled { image: String, why: &'static str },
     #[error(
         "the registry refuses image {image} {whom}: {cause}. Log in with `docker login {registry}` as the user \
          that runs the agent"

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::address::Variables;
-use super::caches::{Cache, Keyed};
+use super::caches::{Cache, Keyed, OfImage};
 use super::choice::{self, ChoiceError};
 use super::handover;
 use super::ports;
@@ -45,6 +45,9 @@ pub struct Settings {
     pub host_mount: Option<HostMount>,
     /// Where the run is built (`agent.docker_internal_mounts.venv_build`).
     pub runs: String,
+    /// `--standalone-mode`: nothing is pulled, fetched or installed. Where an image has the environment and
+    /// the code that were put into it beforehand.
+    pub standalone: Option<String>,
     /// Environments are kept in the container's own cache folder.
     pub caches_environments: bool,
     /// Packages of the image are the task's, too.
@@ -87,11 +90,61 @@ const PASSED_ON: [&str; 3] = [
     "CLEARML_AGENT_ABORT_CALLBACK_CMD",
 ];
 
+/// A cache of this machine in which containers keep environments, a folder for each image.
+#[derive(Debug, Clone)]
+pub struct KeptForImages {
+    pub host: PathBuf,
+    /// The folder of environments lies below the image's, beside that of the runs.
+    is_below: bool,
+}
+
+impl KeptForImages {
+    pub fn environments(&self, image: &OfImage) -> PathBuf {
+        match self.is_below {
+            true => image.folder.join(below_cache(handover::VENVS_CACHE)),
+            false => image.folder.clone(),
+        }
+    }
+
+    pub fn runs(&self, image: &OfImage) -> Option<PathBuf> {
+        self.is_below
+            .then(|| image.folder.join(below_cache(handover::RUNS)))
+    }
+}
+
+/// What is there in the container, as seen from the folder that is mounted as its cache.
+fn below_cache(inside: &str) -> &str {
+    inside
+        .strip_prefix(handover::CACHE)
+        .map_or(inside, |below| below.trim_start_matches('/'))
+}
+
+/// Where [`Settings::read`] has environments kept.
+pub fn kept_for_images(config: &Config) -> Vec<KeptForImages> {
+    let kept = [
+        ("agent.docker_cache", true),
+        ("agent.venvs_cache.path", false),
+    ];
+    kept.into_iter()
+        .filter_map(|(key, is_below)| {
+            Some(KeptForImages {
+                host: config.path(key)?,
+                is_below,
+            })
+        })
+        .collect()
+}
+
 /// As with the Python agent.
 const PUBLIC_IP_PING: &str = "8.8.8.8";
 
 impl Settings {
-    pub fn read(words: &[String], config: &Config, env: &Variables) -> Result<Self, SettingsError> {
+    pub fn read(
+        words: &[String],
+        standalone: bool,
+        config: &Config,
+        env: &Variables,
+    ) -> Result<Self, SettingsError> {
         let set = |name: &str| env.get(name).map(|v| v.trim()).filter(|v| !v.is_empty());
         let flag = |name: &str| set(name).and_then(bool_of);
         let inside = |name: &str, usual: &str| {
@@ -100,11 +153,13 @@ impl Settings {
                 .unwrap_or_else(|| usual.to_owned())
         };
         let mut scripts = Vec::new();
-        for key in [
+        // The first two are for what is to be installed.
+        let keys = [
             "docker_preprocess_bash_script",
             "docker_init_bash_script",
             "extra_docker_shell_script",
-        ] {
+        ];
+        for key in &keys[if standalone { 2 } else { 0 }..] {
             scripts.extend(config.list(&format!("agent.{key}"))?);
         }
         // As the Python agent's own init script has it.
@@ -242,6 +297,7 @@ impl Settings {
             host_mount,
             caches_environments,
             runs: inside("venv_build", handover::RUNS),
+            standalone: standalone.then(|| inside("venv_build", "~/.clearml/venvs-builds")),
             system_site_packages: flag("CLEARML_AGENT_FORCE_SYSTEM_SITE_PACKAGES").unwrap_or(true),
             variables,
         })

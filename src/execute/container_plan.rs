@@ -127,9 +127,10 @@ pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, Contain
     Ok(Plan {
         image: choice.image,
         write_back: choice.write_back,
-        pull: match settings.force_pull {
-            true => Pull::Always,
-            false => parsed.pull(),
+        pull: match (&settings.standalone, settings.force_pull) {
+            (Some(_), _) => Pull::Never,
+            (None, true) => Pull::Always,
+            (None, false) => parsed.pull(),
         },
         body,
         arguments: parsed,
@@ -259,11 +260,12 @@ fn say(run: &Run, choice: &Choice, arguments: &[String]) {
         ));
     }
     let shown = arguments.iter().map(|word| shlex::try_quote(word));
-    let shown: Vec<_> = shown.filter_map(Result::ok).collect();
+    let mut words = vec!["docker".into(), "run".into()];
+    words.extend(shown.filter_map(Result::ok));
+    words.push(choice.image.as_str().into());
     run.console.say(format!(
-        "Executing: docker run {} {} (image of {})",
-        shown.join(" "),
-        choice.image,
+        "Executing: {} (image of {})",
+        words.join(" "),
         choice.why
     ));
 }

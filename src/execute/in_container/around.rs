@@ -50,7 +50,8 @@ pub(super) async fn look_up(
 /// uv, to be placed beside the inner agent; without it the inner one looks for itself.
 pub(super) async fn program_for_packages(run: &Run) -> Option<PathBuf> {
     let settings = &run.settings.python;
-    if settings.installer == Installer::Pip || settings.skip_python_env {
+    let installs = settings.standalone.is_none() && !settings.skip_python_env;
+    if settings.installer == Installer::Pip || !installs {
         return None;
     }
     match uv::find_or_fetch(settings, &run.console, run.stop.token()).await {
@@ -74,7 +75,7 @@ pub(super) fn mount_caches(
     run: &Run,
     settings: &Settings,
     engine: &Engine,
-    image: &str,
+    image: &caches::Image<'_>,
     user: &User,
 ) -> Vec<Mounted> {
     if !engine.is_local() {

@@ -78,6 +78,7 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
     let wanted = Wanted {
         image: &plan.image,
         policy: plan.pull,
+        offline: settings.standalone.is_some(),
         platform: plan.arguments.platform(),
         config: &config,
         env,
@@ -110,7 +111,11 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
         Some(user) => user,
         None => around::look_up(&engine, &plan.image, &user).await?,
     };
-    let mounts = around::mount_caches(run, settings, &engine, &image_id, &looked_up);
+    let image = caches::Image {
+        id: &image_id,
+        name: &plan.image,
+    };
+    let mounts = around::mount_caches(run, settings, &engine, &image, &looked_up);
     let around = Surroundings::look(engine.is_local());
     let programs = Programs {
         agent: programs::agent(around),

@@ -59,6 +59,11 @@ pub(super) fn parcel(run: &Run, place: Place<'_>) -> Result<Vec<Item>, Container
         rank: run.settings.rank,
         attempt: run.attempt,
         former_end: run.former_end.clone(),
+        standalone: place
+            .settings
+            .standalone
+            .as_ref()
+            .map(|folder| caches::at_home(folder, place.user).into()),
     };
     let parcel = Parcel {
         agent: place.programs.agent.clone(),
