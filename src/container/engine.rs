@@ -182,7 +182,7 @@ fn of_ssh(address: &Address, host: &str, error: &SshError) -> ContainerError {
             "Add the user there to the group that owns the socket (`usermod -aG docker USER`)"
                 .to_owned()
         }
-        Why::Other => format!("`ssh {host} docker version` must work there ({by} says so)"),
+        Why::Other => format!("{by} names it, and `ssh {host} docker version` must work"),
     };
     let address = address.host.to_string();
     match error.why {

@@ -59,11 +59,18 @@ pub struct Settled {
 
 /// Ports that cannot be had.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`-p {asked}`: there are no {count} free ports in a row between {} and {}", .range.first, .range.last)]
+#[error("`-p {asked}`: there {} between {} and {}", no_free(*.count), .range.first, .range.last)]
 pub struct NoneFree {
     asked: String,
     count: u32,
     range: Range,
+}
+
+fn no_free(count: u32) -> String {
+    match count {
+        1 => "is no free port".to_owned(),
+        _ => format!("are no {count} free ports in a row"),
+    }
 }
 
 /// Gives each publication of TCP ports such that are allowed and free. Other protocols' ports stay as they

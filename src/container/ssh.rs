@@ -80,7 +80,9 @@ fn why(said: &str) -> Why {
     let has = |part: &str| lower.contains(part);
     match () {
         () if has("host key verification failed") => Why::UnknownHost,
-        () if has("docker daemon socket") && has("permission denied") => Why::MayNotUseEngine,
+        () if has("permission denied") && (has("docker daemon socket") || has("dial unix")) => {
+            Why::MayNotUseEngine
+        }
         () if has("permission denied (") || has("too many authentication failures") => {
             Why::NotLetIn
         }
@@ -300,6 +302,10 @@ mod tests {
             (
                 "permission denied while trying to connect to the Docker daemon socket at \
                  unix:///var/run/docker.sock: Get \"http://…\": dial unix: connect: permission denied",
+                Why::MayNotUseEngine,
+            ),
+            (
+                "failed to open the raw stream connection: dial unix /var/run/docker.sock: connect: permission denied",
                 Why::MayNotUseEngine,
             ),
             (
