@@ -316,6 +316,9 @@ pub async fn add_to_runtime(
     id: &str,
     more: &[(&str, &str)],
 ) -> Result<(), ApiError> {
+    // It is read and written as a whole: two at once would lose what one of them adds.
+    static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _turn = ONE_AT_A_TIME.lock().await;
     let mut all = runtime(session, id).await?;
     for (name, value) in more {
         all.insert((*name).to_owned(), Value::from(*value));
