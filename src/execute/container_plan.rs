@@ -12,13 +12,14 @@ use super::run::Run;
 use super::settings::SettingsError;
 use crate::api::{ApiError, Session, queues, tasks};
 use crate::container::address::{self, DockerConfig};
+use crate::container::apptainer;
 use crate::container::choice::{self, Choice, Facts, Request, choose};
 use crate::container::engine::Engine;
 use crate::container::error::ContainerError;
 use crate::container::gpus::{self, Asked};
 use crate::container::name;
 use crate::container::run_args::{self, Host, Pull, RunArgs, Word, flags, without};
-use crate::container::settings::Settings;
+use crate::container::settings::{Runtime, Settings};
 
 /// All that is decided before the engine is asked.
 #[derive(Debug)]
@@ -40,11 +41,12 @@ pub(super) struct Plan {
 /// What can be known before the task is touched: whether the typed arguments are ones, and whether there
 /// is an engine.
 pub(super) async fn check(settings: &Settings, env: &Variables) -> Result<(), NotRun> {
+    let option = settings.runtime.option();
     if let Some((first, rest)) = settings.words.split_first() {
         let usage = |cause: String| {
             let cause = format!(
-                "--docker: {cause}. The image comes first, docker run's flags after it: \
-                 --docker \"IMAGE --ipc=host\""
+                "{option}: {cause}. The image comes first, docker run's flags after it: \
+                 {option} \"IMAGE --ipc=host\""
             );
             NotRun::Settings(SettingsError::Usage(cause))
         };
@@ -59,20 +61,48 @@ pub(super) async fn check(settings: &Settings, env: &Variables) -> Result<(), No
         }
         let arguments: Vec<String> = words.chain(rest.iter().cloned()).collect();
         RunArgs::parse(&arguments).map_err(|error| usage(error.to_string()))?;
+        if settings.runtime == Runtime::Apptainer {
+            let words = flags(&arguments).map_err(|error| usage(error.to_string()))?;
+            apptainer::arguments::refused(&words).map_err(|error| usage(error.to_string()))?;
+        }
+    }
+    if settings.runtime == Runtime::Apptainer {
+        let found = apptainer::program::find(env).await;
+        return found.map(drop).map_err(NotRun::Container);
     }
     let config = DockerConfig::read(env);
     let connected = async { Engine::connect(address::address(env, &config)?, env).await };
     connected.await.map(drop).map_err(NotRun::Container)
 }
 
-pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, ContainerError> {
+/// Image and arguments, whatever runs the container.
+pub(super) struct Chosen {
+    pub choice: Choice,
+    pub words: Vec<Word>,
+    document: Value,
+}
+
+impl Chosen {
+    /// The configuration's lines and the task's.
+    pub fn setup_script(&self, settings: &Settings) -> String {
+        let lines = settings.scripts.iter().chain(&self.choice.setup_script);
+        lines.cloned().collect::<Vec<_>>().join("\n")
+    }
+}
+
+pub(super) async fn choose_container(
+    run: &Run,
+    settings: &Settings,
+) -> Result<Chosen, ContainerError> {
     let asking = Known::ask(run, settings);
     let known = tokio::select! {
         known = asking => known.map_err(|error| ContainerError::Task(error.to_string()))?,
         _ = run.stop.requested() => return Err(ContainerError::Stopped),
     };
     let env = &run.settings.job.inherited;
+    let option = settings.runtime.option();
     let choice = choose(&Request {
+        option,
         command_line: &settings.words,
         task: &known.facts,
         settings: &settings.choice,
@@ -80,16 +110,37 @@ pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, Contain
         advanced: run.session.has_feature_set("advanced").await,
         template: &|name| known.value_of(name, run),
     })?;
-    let mut words = flags(&choice.arguments)?;
+    let words = flags(&choice.arguments)?;
     hide_variables(run, settings, &words);
     for note in &choice.notes {
         run.console.say(format!("Note: {note}"));
     }
+    if !settings.words.is_empty() && !choice.is_default {
+        run.console.say(format!(
+            "Note: {option} {} is not used: the task names its own image ({}). Clear that in the task, or set \
+             agent.disable_task_docker_override",
+            settings.words.join(" "),
+            choice.image
+        ));
+    }
+    Ok(Chosen {
+        choice,
+        words,
+        document: known.document,
+    })
+}
 
+pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, ContainerError> {
+    let env = &run.settings.job.inherited;
+    let chosen = choose_container(run, settings).await?;
+    let setup_script = chosen.setup_script(settings);
+    let Chosen {
+        choice,
+        words,
+        document,
+    } = chosen;
     let granted = gpus::grant(asked(run, settings));
-    let use_ours;
-    let left_out;
-    (words, use_ours, left_out) = gpus::apply(&granted, words);
+    let (words, use_ours, left_out) = gpus::apply(&granted, words);
     if let Some(word) = left_out {
         run.console.say(format!(
             "Note: docker argument {} is left out: the agent was told which GPUs to use",
@@ -100,7 +151,11 @@ pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, Contain
     if use_ours {
         arguments.splice(0..0, granted.words.iter().cloned());
     }
-    say(run, &choice, &arguments);
+    say(run, &choice, &arguments, "docker");
+    let mut call = vec!["docker".to_owned(), "run".to_owned()];
+    call.extend(arguments.iter().cloned());
+    call.push(choice.image.clone());
+    say_call(run, &call, &choice);
     let parsed = RunArgs::parse(&arguments)?;
     if !parsed.without_effect().is_empty() {
         run.console.say(format!(
@@ -110,20 +165,10 @@ pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, Contain
     }
     let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
     let body = parsed.to_create(&Host { env, cwd: &cwd })?;
-    if !settings.words.is_empty() && !choice.is_default {
-        run.console.say(format!(
-            "Note: --docker {} is not used: the task names its own image ({}). Clear that in the task, or set \
-             agent.disable_task_docker_override",
-            settings.words.join(" "),
-            choice.image
-        ));
-    }
     let name = match parsed.name() {
         Some(name) => Some(name.to_owned()),
-        None => container_name(run, settings, &known.document),
+        None => container_name(run, settings, &document),
     };
-    let setup_script = settings.scripts.iter().chain(&choice.setup_script);
-    let setup_script = setup_script.cloned().collect::<Vec<_>>().join("\n");
     Ok(Plan {
         image: choice.image,
         write_back: choice.write_back,
@@ -228,7 +273,7 @@ fn hide_variables(run: &Run, settings: &Settings, words: &[Word]) {
     });
 }
 
-fn asked<'a>(run: &'a Run, settings: &Settings) -> Asked<'a> {
+pub(super) fn asked<'a>(run: &'a Run, settings: &Settings) -> Asked<'a> {
     let env = &run.settings.job.inherited;
     let visible = || {
         let of = |name: &str| env.get(name).map(|v| v.trim()).filter(|v| !v.is_empty());
@@ -247,10 +292,10 @@ fn asked<'a>(run: &'a Run, settings: &Settings) -> Asked<'a> {
 }
 
 /// In the Python agent's words: other tools look for them.
-fn say(run: &Run, choice: &Choice, arguments: &[String]) {
+pub(super) fn say(run: &Run, choice: &Choice, arguments: &[String], runtime: &str) {
     let default = if choice.is_default { "default " } else { "" };
     run.console.say(format!(
-        "Running Task {} inside {default}docker: {} arguments: {arguments:?}",
+        "Running Task {} inside {default}{runtime}: {} arguments: {arguments:?}",
         run.task.id, choice.image
     ));
     if !choice.setup_script.is_empty() {
@@ -259,10 +304,12 @@ fn say(run: &Run, choice: &Choice, arguments: &[String]) {
             choice.setup_script.join("\n")
         ));
     }
-    let shown = arguments.iter().map(|word| shlex::try_quote(word));
-    let mut words = vec!["docker".into(), "run".into()];
-    words.extend(shown.filter_map(Result::ok));
-    words.push(choice.image.as_str().into());
+}
+
+/// The command that does the same.
+pub(super) fn say_call(run: &Run, words: &[String], choice: &Choice) {
+    let words = words.iter().map(|word| shlex::try_quote(word));
+    let words: Vec<_> = words.filter_map(Result::ok).collect();
     run.console.say(format!(
         "Executing: {} (image of {})",
         words.join(" "),
@@ -271,8 +318,8 @@ fn say(run: &Run, choice: &Choice, arguments: &[String]) {
 }
 
 /// Records the container in the task, once it runs: one that cannot would only be in the way.
-pub(super) async fn write_back(run: &Run, plan: &Plan) {
-    let Some(container) = &plan.write_back else {
+pub(super) async fn write_back(run: &Run, container: Option<&choice::Container>) {
+    let Some(container) = container else {
         return;
     };
     let choice::Container {

@@ -47,6 +47,11 @@ pub struct Job {
 
 /// Starts `command`. Must be called within a tokio runtime.
 pub fn spawn(command: Command) -> Result<(Job, OutputPipe), SpawnError> {
+    spawn_with(command, Stdio::null())
+}
+
+/// The same with standard input.
+pub fn spawn_with(command: Command, input: Stdio) -> Result<(Job, OutputPipe), SpawnError> {
     let machine = |error: io::Error| SpawnError::Machine {
         program: command.program.clone(),
         cause: error.to_string(),
@@ -58,7 +63,7 @@ pub fn spawn(command: Command) -> Result<(Job, OutputPipe), SpawnError> {
         .current_dir(&command.working_dir)
         .env_clear()
         .envs(&command.env)
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(writer.try_clone().map_err(machine)?)
         .stderr(writer);
     let mut watch = Watch::begin(command.working_dir.clone(), command.env.clone());
