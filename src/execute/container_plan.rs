@@ -12,7 +12,8 @@ use super::run::Run;
 use super::settings::SettingsError;
 use crate::api::{ApiError, Session, queues, tasks};
 use crate::container::address::{self, DockerConfig};
-use crate::container::apptainer;
+use crate::container::apptainer::arguments::{Caller, translate};
+use crate::container::apptainer::program;
 use crate::container::choice::{self, Choice, Facts, Request, choose};
 use crate::container::engine::Engine;
 use crate::container::error::ContainerError;
@@ -60,14 +61,17 @@ pub(super) async fn check(settings: &Settings, env: &Variables) -> Result<(), No
             Some(_) => {}
         }
         let arguments: Vec<String> = words.chain(rest.iter().cloned()).collect();
-        RunArgs::parse(&arguments).map_err(|error| usage(error.to_string()))?;
+        let parsed = RunArgs::parse(&arguments).map_err(|error| usage(error.to_string()))?;
         if settings.runtime == Runtime::Apptainer {
-            let words = flags(&arguments).map_err(|error| usage(error.to_string()))?;
-            apptainer::arguments::refused(&words).map_err(|error| usage(error.to_string()))?;
+            let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
+            let translated = parsed
+                .to_create(&Host { env, cwd: &cwd })
+                .and_then(|body| translate(&flags(&arguments)?, &body, &Caller::this()));
+            translated.map_err(|error| usage(error.to_string()))?;
         }
     }
     if settings.runtime == Runtime::Apptainer {
-        let found = apptainer::program::find(env).await;
+        let found = program::find(env).await;
         return found.map(drop).map_err(NotRun::Container);
     }
     let config = DockerConfig::read(env);

@@ -112,7 +112,7 @@ async fn plan(run: &Run, settings: &Settings, program: Program) -> Result<Plan, 
         env: &run.settings.job.inherited,
         cwd: &cwd,
     })?;
-    let caller = caller();
+    let caller = Caller::this();
     let asked = arguments::translate(&chosen.words, &body, &caller)?;
     if let Some(user) = &settings.user
         && let Err(why) = arguments::is_caller(user, &caller)
@@ -183,18 +183,6 @@ async fn plan(run: &Run, settings: &Settings, program: Program) -> Result<Plan, 
         },
         chosen,
     })
-}
-
-fn caller() -> Caller {
-    let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
-    let groups = rustix::process::getgroups().unwrap_or_default();
-    Caller {
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
-        groups: groups.into_iter().map(|group| group.as_raw()).collect(),
-        passwd: read("/etc/passwd"),
-        group: read("/etc/group"),
-    }
 }
 
 fn machine() -> Machine {
@@ -300,16 +288,22 @@ async fn lay_out(
     })
     .await
     .map_err(io::Error::other)??;
-    for bind in &binds {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let home = Bind {
+        source: text(&parts.home),
+        target: plan.user.home.clone(),
+        read_only: false,
+        make: false,
+    };
+    for bind in std::iter::once(&home).chain(&binds) {
         folder::mount_point(&parts.agent, handover::FOLDER, bind)?;
         folder::mount_point(&parts.home, &plan.user.home, bind)?;
         folder::mount_point(&parts.work.join("tmp"), "/tmp", bind)?;
         folder::mount_point(&parts.work.join("var_tmp"), "/var/tmp", bind)?;
     }
-    let text = |path: &Path| path.to_string_lossy().into_owned();
     let call = Call {
         work: &text(&parts.work),
-        home: (&text(&parts.home), &plan.user.home),
+        home: (&home.source, &home.target),
         flags: &plan.asked.flags,
         gpus: &plan.gpus.flags,
         working_dir: plan.asked.working_dir.as_deref(),

@@ -343,7 +343,11 @@ impl Job {
         others.remove(&leader);
         let agent = Agent {
             pid: agent_pid(),
-            group: rustix::process::getpgrp().as_raw_nonzero().get(),
+            // 0, which is no id, where the group's leader is outside this process namespace.
+            group: table
+                .iter()
+                .find(|process| process.pid == agent_pid())
+                .map_or(0, |process| process.group),
             others,
         };
         let mut of_the_job = leftovers::leftovers(&table, leader, &agent);

@@ -41,6 +41,21 @@ pub struct Caller {
     pub group: String,
 }
 
+impl Caller {
+    /// Who runs the agent.
+    pub fn this() -> Caller {
+        let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
+        let groups = rustix::process::getgroups().unwrap_or_default();
+        Caller {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            groups: groups.into_iter().map(|group| group.as_raw()).collect(),
+            passwd: read("/etc/passwd"),
+            group: read("/etc/group"),
+        }
+    }
+}
+
 /// All of it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Translated {
@@ -68,13 +83,10 @@ fn bad(flag: &str, value: &str, why: impl Into<String>) -> RunArgsError {
     }
 }
 
-/// The first word that cannot have its effect, whatever the task is.
-pub fn refused(words: &[Word]) -> Result<(), RunArgsError> {
+/// The first word that cannot have its effect, whatever its value.
+fn refused(words: &[Word]) -> Result<(), RunArgsError> {
     for word in words {
-        let is_off = word.value.as_deref() == Some("false");
-        if let Some(Handling::Refused(why)) = handling(word.name)
-            && !is_off
-        {
+        if let Some(Handling::Refused(why)) = handling(word.name) {
             return Err(RunArgsError::Refused {
                 flag: word.flag.clone(),
                 why,

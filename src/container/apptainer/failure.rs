@@ -9,7 +9,9 @@ pub fn failure(said: &[&str], image: &str, exit_code: &str) -> ContainerError {
             .iter()
             .any(|start| line.trim_start().starts_with(start))
     };
-    let line = said.iter().rev().find(is_word).or(said.last());
+    let is_news = |line: &&&str| line.starts_with("INFO:");
+    let line = said.iter().rev().find(is_word);
+    let line = line.or(said.iter().rev().find(|line| !is_news(line)));
     let words = match line {
         Some(line) => {
             let line = line.trim();

@@ -104,11 +104,9 @@ fn the_image_comes_from_the_task_then_the_command_line_then_the_configuration() 
         .docker(&["typed:1 --init -e 'A=b c'"])
         .is("typed:1", "--init -e 'A=b c'", OPTION);
     // An image without arguments has the configuration's.
-    case(config.clone(), bare.clone()).docker(&["typed:1"]).is(
-        "typed:1",
-        "--ipc host",
-        OPTION,
-    );
+    case(config.clone(), bare.clone())
+        .docker(&["typed:1"])
+        .is("typed:1", "--ipc host", OPTION);
     case(config.clone(), bare.clone())
         .env("CLEARML_DOCKER_IMAGE", "of-env:1")
         .is("of-env:1", "--ipc host", "CLEARML_DOCKER_IMAGE");
