@@ -9,12 +9,13 @@
 mod apptainer;
 mod common;
 
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Stdio;
 
 use apptainer::{configure, give_home_to, image, world};
-use common::{Repo, Running, World, eventually, script};
+use common::{Ended, Repo, Running, World, eventually, script};
 use serde_json::{Value, json};
 
 const CALLER: u32 = 12345;
@@ -35,6 +36,21 @@ fn start_as_caller(world: &World, id: &str, words: &[&str]) -> Running {
         .spawn()
         .unwrap();
     Running::new(child)
+}
+
+fn execute(world: &World, id: &str, words: &[&str]) -> Ended {
+    start_as_caller(world, id, words).wait()
+}
+
+/// A folder that others may look into.
+fn open_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    open_up(folder.path());
+    folder
+}
+
+fn open_up(folder: &Path) {
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// Command lines and environments of all processes but this one and `agent`, which has the secrets of its
@@ -83,6 +99,7 @@ fn a_task_runs_as_the_caller() {
     world.env.insert("OF_THE_MACHINE".into(), "1".into());
     std::fs::create_dir(world.path(".ssh")).unwrap();
     std::fs::write(world.path(".ssh/id_ed25519"), "the key\n").unwrap();
+    std::os::unix::fs::chown(world.path(".ssh"), Some(CALLER), Some(CALLER)).unwrap();
     let repo = Repo::new(&[(
         "jobs/train.py",
         "import os, sys, six, stat, tempfile, time
@@ -103,9 +120,8 @@ while not os.path.exists('/out/open'):
 ",
     )]);
     let out = tempfile::tempdir().unwrap();
-    for path in [out.path(), repo.path()] {
-        std::os::unix::fs::chown(path, Some(CALLER), Some(CALLER)).unwrap();
-    }
+    std::os::unix::fs::chown(out.path(), Some(CALLER), Some(CALLER)).unwrap();
+    open_up(repo.path());
     let id = world.api.create(
         "in a container",
         json!({"repository": "/code.git", "branch": "main", "working_dir": "jobs",
@@ -156,11 +172,13 @@ while not os.path.exists('/out/open'):
 
     let task = world.api.task(&id);
     assert_eq!(task["status"], "completed");
+    let image = image().unwrap();
+    assert_eq!(task["container"]["image"], image.to_str().unwrap());
     let commit = repo.git(&["rev-parse", "HEAD"]);
     assert_eq!(task["script"]["version_num"], commit.trim());
     let log = world.api.log(&id);
     for line in [
-        "inside apptainer:",
+        "apptainer: ",
         "Environment setup completed successfully",
         "inside True",
     ] {
@@ -175,7 +193,7 @@ while not os.path.exists('/out/open'):
             .unwrap()
             .starts_with("3.11")
     );
-    assert!(result["usage"]["peak_memory_bytes"].is_u64(), "{result}");
+    assert!(result["usage"]["cpu_seconds"].is_number(), "{result}");
     // Nothing stays but the caches.
     let left = std::fs::read_dir(world.path(".clearml/venvs-builds")).unwrap();
     let left: Vec<_> = left.flatten().map(|entry| entry.file_name()).collect();
@@ -204,12 +222,11 @@ fn the_scripts_end_comes_out_unchanged() {
         let id = world.api.create("ends", script(text));
         world.api.call(
             "tasks.edit",
-            json!({"task": id, "force": true, "container": {"image": address, "arguments": "-e A=b", "setup_shell_script": "export B=c; echo set up $A"}}),
+            json!({"task": id, "force": true, "container": {"image": address, "arguments": "-e A=b", "setup_shell_script": "export B=c; echo set up $A $CUDA_VISIBLE_DEVICES"}}),
         );
-        world
-            .execute(&id, &["--apptainer"])
+        execute(&world, &id, &["--apptainer", "--cpu-only"])
             .exits(code)
-            .prints("set up b");
+            .prints("set up b none");
         assert_eq!(world.api.status(&id), "failed");
         let said = world.api.reason(&id);
         assert!(said.starts_with(reason), "{said}");
@@ -240,14 +257,13 @@ fn what_cannot_be_is_refused_before_the_task_is_touched() {
             "--nv is no flag of docker run",
         ),
     ] {
-        world.execute(&id, words).exits(code).complains(says);
+        execute(&world, &id, words).exits(code).complains(says);
     }
     let path = tempfile::tempdir().unwrap();
     world
         .env
         .insert("PATH".into(), path.path().display().to_string());
-    world
-        .execute(&id, &["--apptainer", "x.sif"])
+    execute(&world, &id, &["--apptainer", "x.sif"])
         .exits(74)
         .complains("neither apptainer nor singularity is on PATH");
     assert_eq!(world.api.status(&id), "created");
@@ -256,7 +272,7 @@ fn what_cannot_be_is_refused_before_the_task_is_touched() {
 #[test]
 fn what_does_not_start_has_its_own_reason() {
     let Some(world) = world() else { return };
-    let folder = tempfile::tempdir().unwrap();
+    let folder = open_folder();
     let image = image().unwrap();
     let there = image.display();
     let make = |name: &str, shell: Option<&str>| {
@@ -319,13 +335,13 @@ fn what_does_not_start_has_its_own_reason() {
             .api
             .create("does not start", script("print('never')\n"));
         let result = world.path("result.json");
-        world
-            .execute(
-                &id,
-                &["--apptainer", &words, "--result", result.to_str().unwrap()],
-            )
-            .exits(code)
-            .prints(says);
+        execute(
+            &world,
+            &id,
+            &["--apptainer", &words, "--result", result.to_str().unwrap()],
+        )
+        .exits(code)
+        .prints(says);
         assert_eq!(world.api.status(&id), "failed");
         let result: Value = serde_json::from_slice(&std::fs::read(result).unwrap()).unwrap();
         assert_eq!(result["reason"], reason, "{words}");
@@ -333,15 +349,21 @@ fn what_does_not_start_has_its_own_reason() {
     }
 }
 
+/// How long children of these scripts sleep: by this they are found.
+fn sleeps() -> String {
+    format!("86399.{}", std::process::id())
+}
+
 /// Says `ready`; what it does at SIGTERM is `then`.
 fn waiting(then: &str) -> Value {
+    let sleeps = sleeps();
     script(&format!(
         "import signal, subprocess, sys, time
 def end(*_):
     {then}
 signal.signal(signal.SIGTERM, end)
 signal.signal(signal.SIGUSR1, lambda *_: print('noticed', flush=True))
-subprocess.Popen(['sleep', sys.argv[1] if len(sys.argv) > 1 else '86399.5'], preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+subprocess.Popen(['sleep', '{sleeps}'], preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
 print('ready', flush=True)
 while True:
     time.sleep(0.05)
@@ -359,7 +381,7 @@ fn stops_reach_the_script_and_leave_nothing() {
     let id = world
         .api
         .create("stops", waiting("print('saved', flush=True); sys.exit(3)"));
-    let mut running = world.start_execute(&id, &["--apptainer", image, "--grace", "60"]);
+    let mut running = start_as_caller(&world, &id, &["--apptainer", image, "--grace", "60"]);
     running.line_with("ready");
     running.signal("USR1");
     running.line_with("noticed");
@@ -368,27 +390,27 @@ fn stops_reach_the_script_and_leave_nothing() {
     assert_eq!(ended.stdout.matches("noticed").count(), 1);
     assert_eq!(ended.stdout.matches("saved").count(), 1);
     assert_eq!(world.api.status(&id), "stopped");
-    assert!(!runs("86399.5"));
+    assert!(!runs(&sleeps()));
 
     let id = world
         .api
         .create("does not stop", waiting("print('no', flush=True)"));
-    let mut running = world.start_execute(&id, &["--apptainer", image, "--grace", "1"]);
+    let mut running = start_as_caller(&world, &id, &["--apptainer", image, "--grace", "1"]);
     running.line_with("ready");
     world
         .api
         .call("tasks.stop", json!({"task": id, "force": true}));
     running.wait().exits(143).prints("no");
     assert_eq!(world.api.status(&id), "stopped");
-    assert!(!runs("86399.5"));
+    assert!(!runs(&sleeps()));
 
     let id = world.api.create("its agent is killed", waiting("pass"));
-    let mut running = world.start_execute(&id, &["--apptainer", image]);
+    let mut running = start_as_caller(&world, &id, &["--apptainer", image]);
     running.line_with("ready");
-    assert!(runs("86399.5"));
+    assert!(runs(&sleeps()));
     running.signal("KILL");
     let _ = running.wait();
     eventually("nothing of the run is left", || {
-        !runs("86399.5") && !runs(&id)
+        !runs(&sleeps()) && !runs(&id)
     });
 }

@@ -239,6 +239,26 @@ struct Parts {
     work: PathBuf,
 }
 
+impl Parts {
+    fn make(dir: &Path, home: &str) -> io::Result<Parts> {
+        let work = dir.join("work");
+        // A home in /tmp: Apptainer mounts that one over it.
+        let home = match Path::new(home).strip_prefix("/tmp") {
+            Ok(below) => work.join("tmp").join(below),
+            Err(_) => dir.join("home"),
+        };
+        let agent = dir.join("agent");
+        folder::private(&work)?;
+        // As Apptainer would make them.
+        for name in ["tmp", "var_tmp"] {
+            folder::with_mode(&work.join(name), 0o1777)?;
+        }
+        folder::private(&agent)?;
+        folder::private(&home)?;
+        Ok(Parts { agent, home, work })
+    }
+}
+
 /// Makes all of it, and the call.
 async fn lay_out(
     run: &Run,
@@ -248,18 +268,7 @@ async fn lay_out(
     programs: &Programs,
     dir: &Path,
 ) -> Result<process::Command, LayOut> {
-    let parts = Parts {
-        agent: dir.join("agent"),
-        home: dir.join("home"),
-        work: dir.join("work"),
-    };
-    for part in [&parts.agent, &parts.home, &parts.work] {
-        folder::private(part)?;
-    }
-    // As Apptainer would make them.
-    for name in ["tmp", "var_tmp"] {
-        folder::with_mode(&parts.work.join(name), 0o1777)?;
-    }
+    let parts = Parts::make(dir, &plan.user.home)?;
     let place = Place {
         settings,
         mounts: caches,
@@ -295,7 +304,7 @@ async fn lay_out(
         read_only: false,
         make: false,
     };
-    for bind in std::iter::once(&home).chain(&binds) {
+    for bind in &binds {
         folder::mount_point(&parts.agent, handover::FOLDER, bind)?;
         folder::mount_point(&parts.home, &plan.user.home, bind)?;
         folder::mount_point(&parts.work.join("tmp"), "/tmp", bind)?;

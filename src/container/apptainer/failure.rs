@@ -4,23 +4,27 @@ use crate::container::error::{ContainerError, Kind};
 
 /// `said` are the last lines that were printed.
 pub fn failure(said: &[&str], image: &str, exit_code: &str) -> ContainerError {
+    let said: Vec<String> = said.iter().map(|line| plain(line)).collect();
+    let said: Vec<&str> = said
+        .iter()
+        .map(|line| line.trim())
+        .filter(|line| !line.is_empty())
+        .collect();
     let is_word = |line: &&&str| {
         ["FATAL", "ERROR", "Error for command"]
             .iter()
-            .any(|start| line.trim_start().starts_with(start))
+            .any(|start| line.starts_with(start))
     };
-    let is_news = |line: &&&str| line.starts_with("INFO:");
+    let is_news = |line: &&&str| line.starts_with("INFO");
     let line = said.iter().rev().find(is_word);
     let line = line.or(said.iter().rev().find(|line| !is_news(line)));
     let words = match line {
-        Some(line) => {
-            let line = line.trim();
-            let line = line
-                .strip_prefix("FATAL:")
-                .or(line.strip_prefix("ERROR:"))
-                .unwrap_or(line);
-            line.trim().to_owned()
-        }
+        Some(line) => match line.split_once(':') {
+            Some((level, words)) if matches!(level.trim(), "FATAL" | "ERROR") => {
+                words.trim().to_owned()
+            }
+            _ => (*line).to_owned(),
+        },
         None => format!("it ended ({exit_code}) and said nothing"),
     };
     let lower = words.to_lowercase();
@@ -90,6 +94,21 @@ pub fn failure(said: &[&str], image: &str, exit_code: &str) -> ContainerError {
     }
 }
 
+/// Without the colours that it has wherever it prints to.
+fn plain(line: &str) -> String {
+    let mut plain = String::with_capacity(line.len());
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\u{1b}' => {
+                let _ = chars.by_ref().find(char::is_ascii_alphabetic);
+            }
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +141,10 @@ mod tests {
                 "FATAL:   stat /bin/sh: no such file or directory",
                 Kind::ImageUnsuitable,
             ),
+            (
+                "\u{1b}[91mERROR  : Requesting capability set 0x1ff while permitted capability set is 0x0ff\n\u{1b}[0m",
+                Kind::Engine,
+            ),
             // As registries and the system say it.
             (
                 "FATAL:   While making image from oci registry: error fetching image: unauthorized: authentication required",
@@ -144,6 +167,13 @@ mod tests {
             );
             assert_eq!(error.kind(), kind, "{said}: {error}");
         }
+        let error = failure(
+            &["\u{1b}[91mERROR  : no rights", "\u{1b}[0m"],
+            "x",
+            "exit code 1",
+        );
+        let error = error.to_string();
+        assert!(error.contains("image x: no rights. "), "{error}");
         let error = failure(&[], "x", "exit code 255").to_string();
         assert!(error.contains("exit code 255"), "{error}");
     }
