@@ -14,6 +14,7 @@ use super::job_env::Variables;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause};
 use super::run::Run;
+use super::runtime::Runtime;
 use super::settings::{self, Settings};
 use super::stop::Stop;
 use super::take;
@@ -186,10 +187,12 @@ async fn run_task(
         carry_out::secrets_of(&task, settings.job.task_env, secrets);
     });
     let (id, worker) = (task.id.clone(), settings.endpoint.worker.clone());
+    let session = Arc::new(session);
     let run = Arc::new(Run {
         console: journal.console(),
         journal: journal.clone(),
-        session: Arc::new(session),
+        runtime: Runtime::of(session.clone(), &task.id),
+        session,
         settings,
         task,
         stop,
