@@ -28,19 +28,24 @@ pub(super) async fn of_the_job(run: &Run, outcome: Outcome) -> Outcome {
     let stop = &run.settings.stop;
     match stop.on_preempt {
         Some(then) => {
-            // What was cancelled, or had its time, is not started again.
+            let job = match &stop.batch {
+                Some(Batch::Slurm { job }) => slurm::job(job).await,
+                _ => None,
+            };
             let round = run.settings.claimant.as_ref().map_or(0, |c| c.round);
-            let then = match (then, &stop.batch) {
-                (OnPreempt::Keep, Some(Batch::Slurm { job }))
-                    if slurm::is_over(job, round).await =>
-                {
+            let then = match then {
+                // It was cancelled, had its time, or ends now by itself: nothing starts it again.
+                OnPreempt::Keep if job.as_ref().is_some_and(|job| !job.comes_back(round)) => {
                     OnPreempt::Stop
                 }
-                (then, _) => then,
+                then => then,
             };
             let by = stop.batch.as_ref().map(ToString::to_string);
-            let by = by.unwrap_or_else(|| "the agent".into());
-            Outcome::Stopped(StopCause::Preempted { by, then })
+            Outcome::Stopped(StopCause::Preempted {
+                by: by.unwrap_or_else(|| "the agent".into()),
+                then,
+                out_of_time: job.is_some_and(|job| job.is_out_of_time()),
+            })
         }
         None => outcome,
     }
@@ -87,6 +92,10 @@ pub(super) async fn hand_on(run: &Run, outcome: &Outcome, verdict: &Verdict) {
         match then(outcome) {
             Some(OnPreempt::Requeue) => requeue(run, verdict).await,
             Some(OnPreempt::Keep) => tell_of_preemption(run, verdict).await.map(drop),
+            // Somebody may start the job again all the same (`scontrol requeue`).
+            Some(OnPreempt::Stop) if run.settings.stop.on_preempt == Some(OnPreempt::Keep) => {
+                tell_of_preemption(run, verdict).await.map(drop)
+            }
             Some(OnPreempt::Stop) | None => Ok(()),
         }
     };

@@ -15,7 +15,7 @@ use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause};
 use super::run::Run;
 use super::runtime::Runtime;
-use super::settings::{self, Settings};
+use super::settings::{self, Grace, Settings};
 use super::stop::Stop;
 use super::take;
 use super::timeline::Timeline;
@@ -250,7 +250,10 @@ async fn set_up(
         tokio::select! {
             ended = job.wait() => Ok(ended),
             cause = stop.requested() => {
-                let grace = ready(settings.stop.grace().unwrap_or(settings::GRACE));
+                let grace = ready(match settings.stop.grace() {
+                    Grace::Of(grace) => grace,
+                    Grace::LeftBySlurm { .. } => settings::GRACE,
+                });
                 tokio::select! {
                     _ = job.stop(settings.stop.signal, grace) => {}
                     () = stop.hurried() => {}

@@ -62,8 +62,8 @@ fn is_held_by(task: &Task, claimant: Option<&Claimant>) -> bool {
 /// The words with which ClearML's server stops a task of which it hears nothing.
 const NOT_HEARD_OF: &str = "Forced stop (non-responsive)";
 
-/// Whether the claimant had the task and its own end was not told: it is set in progress still, or to what
-/// others found when nobody ran it.
+/// Whether the claimant had the task and the script did not come to an end of its own: it is in progress
+/// still, others found that nobody ran it, or it was preempted and the job may come back.
 fn is_broken_off(task: &Task, claimant: Option<&Claimant>) -> bool {
     is_held_by(task, claimant)
         && match task.status {
@@ -72,7 +72,11 @@ fn is_broken_off(task: &Task, claimant: Option<&Claimant>) -> bool {
                 let killed = said(&task.runtime, KILLED);
                 killed.is_some() && killed == said(&task.runtime, CLAIM)
             }
-            Status::Stopped => task.status_reason.trim() == NOT_HEARD_OF,
+            Status::Stopped => {
+                let preempted = said(&task.runtime, PREEMPTED);
+                task.status_reason.trim() == NOT_HEARD_OF
+                    || preempted == Some(task.status_reason.as_str())
+            }
             _ => false,
         }
 }
@@ -218,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_waited_long_finds_its_task_stopped_by_the_server() {
+    fn a_job_goes_on_with_a_task_that_nobody_wanted_stopped() {
         let mine = Claimant {
             id: "a".into(),
             round: 1,
@@ -231,6 +235,13 @@ mod tests {
         task.status_reason = NOT_HEARD_OF.into();
         assert!(is_broken_off(&task, Some(&mine)));
         assert!(!is_broken_off(&task, None));
+        // Or by its last agent, not knowing of this start.
+        task.runtime
+            .insert(PREEMPTED.into(), "preempted: SIGTERM".into());
+        task.status_reason = "preempted: SIGTERM".into();
+        assert!(is_broken_off(&task, Some(&mine)));
+        task.status_reason = "a user stopped it".into();
+        assert!(!is_broken_off(&task, Some(&mine)));
     }
 
     #[test]
