@@ -335,6 +335,8 @@ impl Mirrors<'_> {
             .truncate(false)
             .open(&path)
             .map_err(SourceError::io("opening the lock", &path))?;
+        // For who removes what nobody uses.
+        let _ = file.set_modified(std::time::SystemTime::now());
         let locked = self
             .wait_for(&file, address)
             .map_err(SourceError::io("locking", &path))?;
@@ -458,7 +460,7 @@ fn mirror_name(address: &Address) -> String {
 
 /// Whether each pack ends as its index says: a pack that was cut off (a full disk, a crash of
 /// the machine) would otherwise only look as if commits were missing.
-fn packs_are_whole(mirror: &Path) -> io::Result<bool> {
+pub(super) fn packs_are_whole(mirror: &Path) -> io::Result<bool> {
     const CHECKSUM: i64 = 20;
     let read_before_end = |path: &Path, distance: i64| -> io::Result<[u8; CHECKSUM as usize]> {
         let mut bytes = [0; CHECKSUM as usize];

@@ -16,6 +16,7 @@ mod files;
 pub mod fuzzing;
 mod git_program;
 mod hunks;
+pub mod kept;
 mod lfs;
 mod mirror;
 mod nearest;
