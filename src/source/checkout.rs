@@ -9,6 +9,7 @@ use std::path::Path;
 use git2::build::CheckoutBuilder;
 use git2::{CheckoutNotificationType, ErrorClass, Oid, Repository, RepositoryInitOptions};
 
+use super::attributes;
 use super::error::SourceError;
 use super::lfs;
 use super::mirror::{History, Mirror, Mirrors};
@@ -62,6 +63,7 @@ pub(super) fn check_out(
         ));
         (repository, checked_out) = fill(mirrors, address, wanted, History::Whole, &make)?;
     }
+    attributes::write_files(mirrors, &repository)?;
     lfs::download(mirrors, address, &repository)?;
     submodules(mirrors, address, &repository, "", SUBMODULE_DEPTH)?;
     Ok(checked_out)
@@ -283,6 +285,7 @@ fn submodules(
             .say(format!("Submodule {path}: {} at {commit}", own.shown()));
         let inner = check_out_submodule(mirrors, repository, &mut submodule, &own, commit)
             .map_err(failed)?;
+        attributes::write_files(mirrors, &inner).map_err(failed)?;
         lfs::download(mirrors, &own, &inner).map_err(failed)?;
         submodules(mirrors, &own, &inner, &format!("{path}/"), depth - 1)?;
     }
