@@ -33,7 +33,7 @@ struct Asked {
     crlf: bool,
 }
 
-/// A `filter.<name>` of git's configuration.
+/// A `filter.<name>` of git's configuration that has a command, for one way or the other.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Driver {
     /// It has a command for the way to the work tree.
@@ -73,12 +73,12 @@ impl Asked {
 
     fn driver(&self, drivers: &BTreeMap<String, Driver>) -> Option<(&str, Driver)> {
         let name = self.filter.as_deref().filter(|name| *name != lfs::NAME)?;
-        Some((name, drivers.get(name).copied().unwrap_or_default()))
+        Some((name, drivers.get(name).copied()?))
     }
 
     /// The filter that nothing is known of here: the file stays as it is stored.
     fn unconfigured(&self, drivers: &BTreeMap<String, Driver>) -> Option<&str> {
-        let (name, _) = self.driver(drivers)?;
+        let name = self.filter.as_deref().filter(|name| *name != lfs::NAME)?;
         (!drivers.contains_key(name)).then_some(name)
     }
 }
@@ -216,9 +216,10 @@ pub(super) fn write_files(
     }
     for (name, files) in unconfigured {
         console.say(format!(
-            "{} have the filter \"{name}\", which git's configuration here does not define: they stay \
-             as they are stored",
-            some_of(&files)
+            "{} {} the filter \"{name}\", which git's configuration here does not define: stored \
+             content stays as it is",
+            some_of(&files),
+            if files.len() == 1 { "has" } else { "have" },
         ));
     }
     match (git, by_git.is_empty()) {
@@ -226,8 +227,7 @@ pub(super) fn write_files(
         (Some(git), false) => by_git_itself(mirrors, repository, root, &git, &by_git),
         (None, false) => {
             console.say(format!(
-                "Warning: {} are left as libgit2 writes them: there is no git on this machine for their \
-                 filter or ident",
+                "Warning: there is no git on this machine for the filter or ident of {}",
                 some_of(&by_git)
             ));
             Ok(())
@@ -250,7 +250,7 @@ fn before_their_attributes(repository: &Repository) -> Result<(), git2::Error> {
     }
     let comes_first = |path: &[u8]| {
         attributes.iter().any(|file| {
-            path < file.as_slice() && path.starts_with(&file[..file.len() - FILE.len()])
+            path <= file.as_slice() && path.starts_with(&file[..file.len() - FILE.len()])
         })
     };
     let early = index
@@ -370,6 +370,7 @@ fn drivers_of<'e>(
     entries: impl Iterator<Item = (&'e str, Option<&'e str>)>,
 ) -> BTreeMap<String, Driver> {
     let mut drivers: BTreeMap<String, Driver> = BTreeMap::new();
+    let mut required: BTreeMap<String, bool> = BTreeMap::new();
     for (key, value) in entries {
         let Some((name, what)) = key
             .strip_prefix("filter.")
@@ -377,20 +378,25 @@ fn drivers_of<'e>(
         else {
             continue;
         };
-        let driver = drivers.entry(name.to_owned()).or_default();
+        let name = name.to_owned();
         let has_command = value.is_some_and(|value| !value.is_empty());
         match what {
-            "smudge" | "process" => driver.runs |= has_command,
+            "smudge" | "process" => drivers.entry(name).or_default().runs |= has_command,
+            "clean" => drop(drivers.entry(name).or_default()),
             // A key without a value is switched on.
             "required" => {
-                driver.required = value.is_none_or(|value| {
-                    let value = value.to_lowercase();
-                    ["true", "yes", "on"].contains(&value.as_str())
+                let on = value.is_none_or(|value| {
+                    ["true", "yes", "on"].contains(&value.to_lowercase().as_str())
                         || value.parse::<i64>().is_ok_and(|number| number != 0)
-                })
+                });
+                required.insert(name, on);
             }
             _ => {}
         }
+    }
+    // Of a driver with no command at all git takes no notice.
+    for (name, driver) in &mut drivers {
+        driver.required = required.get(name).copied().unwrap_or_default();
     }
     drivers
 }
@@ -543,6 +549,7 @@ mod tests {
                 ("filter.c.smudge", Some("")),
                 ("filter.c.required", Some("TRUE")),
                 ("filter.d.clean", Some("x")),
+                ("filter.e.required", Some("true")),
             ]
             .into_iter(),
         );
@@ -551,6 +558,7 @@ mod tests {
         assert_eq!(found("git.crypt"), (true, false));
         assert_eq!(found("c"), (false, true));
         assert_eq!(found("d"), (false, false));
+        assert!(!drivers.contains_key("e"));
     }
 
     #[test]
