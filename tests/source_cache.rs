@@ -48,12 +48,26 @@ fn a_half_made_mirror_is_neither_used_nor_left() {
     let mirror = host.mirror();
     // As a killed run leaves it: the folder under its temporary name, with part of its content.
     let name = mirror.file_name().unwrap().to_str().unwrap().to_owned();
-    let half = host.cache().join(format!(".{name}.abcdef"));
+    let this_host = rustix::system::uname();
+    let this_host = this_host.nodename().to_str().unwrap();
+    let half = host.cache().join(format!(".{name}.{this_host}.abcdef"));
     fs::rename(&mirror, &half).unwrap();
     fs::remove_dir_all(half.join("objects")).unwrap();
+    // Another host may be at work, if not for days.
+    let [at_work, abandoned] = ["1", "2"].map(|end| {
+        let path = host.cache().join(format!(".{name}.elsewhere.{end}"));
+        fs::create_dir(&path).unwrap();
+        path
+    });
+    let days = std::time::Duration::from_secs(8 * 24 * 3600);
+    let folder = fs::File::open(&abandoned).unwrap();
+    folder
+        .set_modified(std::time::SystemTime::now() - days)
+        .unwrap();
     let sources = host.fetch(&script(&repo.url())).unwrap();
     assert_eq!(tree(&sources.root), tree(&repo.folder));
-    assert!(!half.exists() && mirror.exists());
+    assert!(mirror.exists() && at_work.exists());
+    assert!(!half.exists() && !abandoned.exists());
 }
 
 #[test]

@@ -405,11 +405,11 @@ impl SourceError {
         )
     }
 
-    /// Whether the folder of a mirror is at fault (a full or read-only disk, one that lost its
+    /// Whether the folder with the mirrors is at fault (a full or read-only disk, one that lost its
     /// connection), and another place may do.
     pub(super) fn is_of_folder(&self, folder: &Path) -> bool {
         match self {
-            Self::Io { path, .. } => path.starts_with(folder.parent().unwrap_or(folder)),
+            Self::Io { path, .. } => path.starts_with(folder),
             Self::Fetch { cause, .. }
             | Self::Authentication { cause, .. }
             | Self::Unreachable { cause, .. } => {

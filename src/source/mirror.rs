@@ -12,8 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::{SourceError, did_you_mean};
 use super::mirror_folder::{
-    beside, mirror_name, move_to, open, packs_are_whole, put_aside, remove_if_possible,
-    remove_left_overs, remove_stale_files, reset_config,
+    Place, discard, mirror_name, open, packs_are_whole, remove_stale_files, reset_config,
 };
 use super::network::{Get, Network};
 use super::revision::Wanted;
@@ -60,19 +59,8 @@ pub(super) struct Mirror {
     pub(super) fetched: bool,
     /// A mirror made just now; a failure with it is not old damage.
     pub(super) new: bool,
-    place: Place,
-}
-
-/// A mirror's folder, locked where others use it, too.
-struct Place {
-    folder: PathBuf,
-    lock: Option<File>,
-}
-
-impl Place {
-    fn is_shared(&self) -> bool {
-        self.lock.is_some()
-    }
+    /// Its lock.
+    _place: Place,
 }
 
 impl Mirrors<'_> {
@@ -85,12 +73,12 @@ impl Mirrors<'_> {
         history: History,
     ) -> Result<Mirror, SourceError> {
         let place = self.lock(address)?;
-        match self.obtain_in(&place.folder, address, wanted, history) {
-            Err(error) if place.is_shared() && error.is_of_folder(&place.folder) => {
+        match self.obtain_in(&place, address, wanted, history) {
+            Err(error) if place.is_shared() && error.is_of_folder(&place.parent) => {
                 self.say_unusable(&error);
                 drop(place);
                 let place = self.private(address)?;
-                let found = self.obtain_in(&place.folder, address, wanted, history)?;
+                let found = self.obtain_in(&place, address, wanted, history)?;
                 Ok(found.held(place))
             }
             found => Ok(found?.held(place)),
@@ -99,16 +87,16 @@ impl Mirrors<'_> {
 
     fn obtain_in(
         &self,
-        folder: &Path,
+        place: &Place,
         address: &Address,
         wanted: &Wanted,
         history: History,
     ) -> Result<Found, SourceError> {
-        let made = |history| self.make(folder, address, wanted, history);
-        if !folder.exists() {
+        let made = |history| self.make(place, address, wanted, history);
+        let Some(folder) = place.current()? else {
             return made(history);
-        }
-        match self.use_existing(folder, address, wanted, history) {
+        };
+        match self.use_existing(place, &folder, address, wanted, history) {
             Err(error) if error.is_damage() => {
                 self.say_damaged(address, &error);
                 made(history)
@@ -126,6 +114,7 @@ impl Mirrors<'_> {
     /// Nothing where the mirror holds single commits, and those are not enough.
     fn use_existing(
         &self,
+        place: &Place,
         folder: &Path,
         address: &Address,
         wanted: &Wanted,
@@ -157,6 +146,7 @@ impl Mirrors<'_> {
             }));
         }
         self.say_fetching(address);
+        place.remove_left_overs()?;
         if shallow {
             let found = match wanted {
                 Wanted::Commit(id) => self.fetch_alone(&repository, address, *id)?,
@@ -168,39 +158,38 @@ impl Mirrors<'_> {
         self.find(repository, address, wanted, false).map(Some)
     }
 
-    /// Makes the mirror beside its place and moves it there when it is whole; one that is there
-    /// goes only then.
+    /// Makes the mirror under another name, and the one to be used when it is whole.
     fn make(
         &self,
-        folder: &Path,
+        place: &Place,
         address: &Address,
         wanted: &Wanted,
         history: History,
     ) -> Result<Found, SourceError> {
         self.say_fetching(address);
-        let parent = folder.parent().unwrap_or(&self.scratch);
-        remove_left_overs(folder)?;
-        let prefix = beside(folder);
+        place.remove_left_overs()?;
+        let work_dir = self.scratch.parent().unwrap_or(&self.scratch);
         if let (Wanted::Commit(id), History::NotNeeded) = (wanted, history)
             && address.transport != Transport::Local
         {
-            let building = self.begin(parent, &prefix)?;
+            let building = self.begin(place)?;
             let repository = open(building.path())?;
             if self.fetch_alone(&repository, address, *id)?.is_some() {
                 drop(repository);
-                let repository = move_to(building, folder)?;
+                let repository = place.put(building, work_dir)?;
                 return Ok(Found::fetched(repository, *id, true));
             }
         }
-        let building = self.begin(parent, &prefix)?;
+        let building = self.begin(place)?;
         self.update(&open(building.path())?, address)?;
-        let repository = move_to(building, folder)?;
+        let repository = place.put(building, work_dir)?;
         self.find(repository, address, wanted, true)
     }
 
-    fn begin(&self, parent: &Path, prefix: &str) -> Result<TempDir, SourceError> {
+    fn begin(&self, place: &Place) -> Result<TempDir, SourceError> {
+        let parent = &place.parent;
         let building = tempfile::Builder::new()
-            .prefix(prefix)
+            .prefix(&place.unfinished())
             .tempdir_in(parent)
             .map_err(SourceError::io("creating a folder in", parent))?;
         let mut options = RepositoryInitOptions::new();
@@ -350,7 +339,8 @@ impl Mirrors<'_> {
         let scratch = &self.scratch;
         fs::create_dir_all(scratch).map_err(SourceError::io("creating", scratch))?;
         Ok(Place {
-            folder: scratch.join(format!("{}.git", mirror_name(address))),
+            parent: scratch.clone(),
+            name: mirror_name(address),
             lock: None,
         })
     }
@@ -376,7 +366,8 @@ impl Mirrors<'_> {
             .wait_for(&file, address)
             .map_err(SourceError::io("locking", &path))?;
         Ok(locked.then(|| Place {
-            folder: cache.join(format!("{name}.git")),
+            parent: cache.to_owned(),
+            name: name.to_owned(),
             lock: Some(file),
         }))
     }
@@ -433,20 +424,14 @@ impl Found {
             found_by: self.found_by,
             fetched: self.fetched,
             new: self.new,
-            place,
+            _place: place,
         }
     }
 }
 
 impl Mirror {
-    /// Removes the mirror, so that the next use makes it anew.
+    /// The next use makes the mirror anew.
     pub(super) fn discard(self) -> Result<(), SourceError> {
-        let Mirror {
-            repository, place, ..
-        } = self;
-        drop(repository);
-        let aside = put_aside(&place.folder)?;
-        remove_if_possible(aside);
-        Ok(())
+        discard(self.repository.path())
     }
 }

@@ -35,44 +35,135 @@ pub(super) fn reset_config(folder: &Path) -> Result<(), SourceError> {
     }
 }
 
-/// Puts what was built in its place.
-pub(super) fn move_to(building: TempDir, folder: &Path) -> Result<Repository, SourceError> {
-    let aside = put_aside(folder)?;
-    fs::rename(building.path(), folder).map_err(SourceError::io("creating", folder))?;
-    // Nothing is left at the temporary name.
-    let _ = building.keep();
-    remove_if_possible(aside);
-    open(folder)
+/// How old what nobody seems to need must be to be removed.
+const ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
+/// In a mirror that is not to be used any more. Its folder is as old as this file.
+const OUT_OF_USE: &str = "out-of-use";
+
+/// Where one address's mirror is, locked where others use it, too. A mirror that is made anew stands beside
+/// the one before (`name.git`, `name.1.git`, …), of which work trees may have their objects: each has a
+/// path that means it for ever, and the newest counts.
+pub(super) struct Place {
+    pub(super) parent: PathBuf,
+    pub(super) name: String,
+    pub(super) lock: Option<File>,
 }
 
-/// Takes a mirror out of its place, at once and whole. Removing it comes after: a folder with files that
-/// are open elsewhere cannot be emptied on NFS.
-pub(super) fn put_aside(folder: &Path) -> Result<Option<PathBuf>, SourceError> {
-    let parent = folder.parent().unwrap_or(folder);
-    let aside = tempfile::Builder::new()
-        .prefix(&beside(folder))
-        .tempdir_in(parent)
-        .map_err(SourceError::io("creating a folder in", parent))?;
-    match fs::rename(folder, aside.path()) {
-        Ok(()) => Ok(Some(aside.keep())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(SourceError::io("removing", folder)(error)),
+impl Place {
+    pub(super) fn is_shared(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// All mirrors of the address that stand here, the oldest first.
+    fn mirrors(&self) -> Result<Vec<(u64, PathBuf)>, SourceError> {
+        let reading = || SourceError::io("reading", &self.parent);
+        let mut mirrors = Vec::new();
+        for entry in fs::read_dir(&self.parent).map_err(reading())? {
+            let entry = entry.map_err(reading())?;
+            let number = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| self.number(name));
+            mirrors.extend(number.map(|number| (number, entry.path())));
+        }
+        mirrors.sort();
+        Ok(mirrors)
+    }
+
+    fn number(&self, file_name: &str) -> Option<u64> {
+        match file_name.strip_prefix(&self.name)?.strip_suffix("git")? {
+            "." => Some(0),
+            middle => {
+                let digits = middle.strip_prefix('.')?.strip_suffix('.')?;
+                digits.parse().ok().filter(|number| *number > 0)
+            }
+        }
+    }
+
+    /// The mirror that is to be used.
+    pub(super) fn current(&self) -> Result<Option<PathBuf>, SourceError> {
+        let newest = self.mirrors()?.pop().map(|(_, path)| path);
+        Ok(newest.filter(|path| !path.join(OUT_OF_USE).exists()))
+    }
+
+    /// Makes what was built the mirror to be used. `work_dir`: where work trees are made of it.
+    pub(super) fn put(
+        &self,
+        building: TempDir,
+        work_dir: &Path,
+    ) -> Result<Repository, SourceError> {
+        let earlier = self.mirrors()?;
+        let mut number = earlier.last().map_or(0, |(number, _)| number + 1);
+        let folder = loop {
+            let folder = match number {
+                0 => self.parent.join(format!("{}.git", self.name)),
+                number => self.parent.join(format!("{}.{number}.git", self.name)),
+            };
+            match fs::rename(building.path(), &folder) {
+                Ok(()) => break folder,
+                // Another host has been quicker, whose lock is not seen here.
+                Err(_) if folder.exists() => number += 1,
+                Err(error) => return Err(SourceError::io("creating", folder)(error)),
+            }
+        };
+        // Nothing is left at the temporary name.
+        let _ = building.keep();
+        for (_, path) in earlier {
+            let marked = path.join(OUT_OF_USE).exists();
+            if can_be_linked(&path, work_dir) || (marked && is_old(&path)) {
+                remove_if_possible(&path);
+            } else if !marked {
+                // Where nothing can be written, nothing can be removed either.
+                let _ = discard(&path);
+            }
+        }
+        open(&folder)
+    }
+
+    /// How the names of unfinished mirrors begin that this host makes here.
+    pub(super) fn unfinished(&self) -> String {
+        let uname = rustix::system::uname();
+        format!(".{}.git.{}.", self.name, uname.nodename().to_string_lossy())
+    }
+
+    /// Removes half-made mirrors of processes that were killed. We hold the lock, so those of this host are
+    /// nobody's; a disk that hosts share may keep each one's locks to itself.
+    pub(super) fn remove_left_overs(&self) -> Result<(), SourceError> {
+        let (of_all, of_this_host) = (format!(".{}.git.", self.name), self.unfinished());
+        let entries =
+            fs::read_dir(&self.parent).map_err(SourceError::io("reading", &self.parent))?;
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let path = entry.path();
+            if name.starts_with(&of_this_host) || (name.starts_with(&of_all) && is_old(&path)) {
+                remove_if_possible(&path);
+            }
+        }
+        Ok(())
     }
 }
 
-/// What stays is removed by a later run.
-pub(super) fn remove_if_possible(aside: Option<PathBuf>) {
-    if let Some(aside) = aside {
-        let _ = fs::remove_dir_all(aside);
-    }
+fn is_old(path: &Path) -> bool {
+    let changed = fs::metadata(path).and_then(|meta| meta.modified());
+    changed.is_ok_and(|time| time.elapsed().unwrap_or_default() > ABANDONED_AFTER)
 }
 
-/// How the names of unfinished mirrors begin that this host makes beside `folder`.
-pub(super) fn beside(folder: &Path) -> String {
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let uname = rustix::system::uname();
-    let host = uname.nodename().to_string_lossy().into_owned();
-    format!(".{name}.{host}.")
+/// Whether work trees have links of the mirror's objects, and so do not need it.
+fn can_be_linked(mirror: &Path, work_dir: &Path) -> bool {
+    let link = work_dir.join(".link-of-the-mirror");
+    let linked = fs::hard_link(mirror.join("HEAD"), &link).is_ok();
+    linked && fs::remove_file(link).is_ok()
+}
+
+/// Best effort, for it is out of use: a folder with files that are open elsewhere cannot be emptied on NFS.
+fn remove_if_possible(folder: &Path) {
+    let _ = fs::remove_dir_all(folder);
+}
+
+/// Sees to it that the next use makes the mirror anew.
+pub(super) fn discard(folder: &Path) -> Result<(), SourceError> {
+    let mark = folder.join(OUT_OF_USE);
+    fs::write(&mark, "").map_err(SourceError::io("writing", mark))
 }
 
 /// `<name>.<hash of the address without credentials>`: the same repository for every user of
@@ -112,28 +203,6 @@ pub(super) fn packs_are_whole(mirror: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// How old an unfinished mirror of another host must be to be nobody's.
-const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
-
-/// Half-made mirrors left by processes that were killed. We hold the lock, so those of this host are nobody's;
-/// a disk that is shared between hosts may keep each one's locks to itself.
-pub(super) fn remove_left_overs(folder: &Path) -> Result<(), SourceError> {
-    let parent = folder.parent().unwrap_or(folder);
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let (of_all, of_this_host) = (format!(".{name}."), beside(folder));
-    let entries = fs::read_dir(parent).map_err(SourceError::io("reading", parent))?;
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let age = entry.metadata().and_then(|meta| meta.modified());
-        let age = age.map(|time| time.elapsed().unwrap_or_default());
-        let is_old = age.is_ok_and(|age| age > ABANDONED_AFTER);
-        if name.starts_with(&of_this_host) || (name.starts_with(&of_all) && is_old) {
-            remove_if_possible(Some(entry.path()));
-        }
-    }
-    Ok(())
-}
-
 /// Lock files and half-received packs. Best effort: one that stays only shows up again as the
 /// fetch's own error.
 pub(super) fn remove_stale_files(mirror: &Path) {
@@ -158,6 +227,38 @@ pub(super) fn remove_stale_files(mirror: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_mirror_counts_unless_it_is_damaged() {
+        let cache = tempfile::tempdir().unwrap();
+        let place = Place {
+            parent: cache.path().to_owned(),
+            name: "r.0a".into(),
+            lock: None,
+        };
+        let current = || place.current().unwrap();
+        assert_eq!(current(), None);
+        for other in [
+            "r.0ab.git",
+            "r.0a.x.git",
+            "r.0a.0.git",
+            ".r.0a.git.h.5",
+            "r.0a.lock",
+        ] {
+            fs::create_dir(cache.path().join(other)).unwrap();
+        }
+        assert_eq!(current(), None);
+        for newest in ["r.0a.git", "r.0a.2.git", "r.0a.10.git"] {
+            fs::create_dir(cache.path().join(newest)).unwrap();
+            assert_eq!(current(), Some(cache.path().join(newest)));
+        }
+        discard(&cache.path().join("r.0a.10.git")).unwrap();
+        assert_eq!(current(), None);
+        let building = tempfile::tempdir_in(cache.path()).unwrap();
+        Repository::init_bare(building.path()).unwrap();
+        place.put(building, cache.path()).unwrap();
+        assert_eq!(current(), Some(cache.path().join("r.0a.11.git")));
+    }
 
     #[test]
     fn a_mirrors_name_does_not_depend_on_credentials() {
