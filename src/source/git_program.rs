@@ -27,10 +27,7 @@ pub(super) fn fetch(
             .args(["--", way.text()])
             .args(refspecs)
             .current_dir(into.path());
-        // What git tidies up in the background goes on when the mirror's lock is gone.
-        let no_tidying =
-            ["gc.auto", "maintenance.auto"].map(|key| (key.to_owned(), "0".to_owned()));
-        set_up(&mut command, network, way, way, no_tidying.into());
+        set_up(&mut command, network, way, way, Vec::new());
         command.env("GIT_DIR", ".");
         let finished =
             program::run(command, b"", network.stop, &|_| {}).map_err(|error| error.to_string())?;
@@ -119,11 +116,17 @@ fn with_settings(command: &mut Command, env: &Variables, mut settings: Vec<(Stri
     for name in OF_ANOTHER_REPOSITORY {
         command.env_remove(name);
     }
-    // The folder may belong to somebody else, as for libgit2. The user's hooks are for his own work;
-    // they would inherit what the environment holds.
-    for (key, value) in [("safe.directory", "*"), ("core.hooksPath", "/dev/null")] {
-        settings.push((key.to_owned(), value.to_owned()));
-    }
+    let always = [
+        // The folder may belong to somebody else, as for libgit2.
+        ("safe.directory", "*"),
+        // Hooks, watchers and tidying are for the user's own work. They would inherit what the
+        // environment holds, and go on when the mirror's lock is gone.
+        ("core.hooksPath", "/dev/null"),
+        ("core.fsmonitor", "false"),
+        ("gc.auto", "0"),
+        ("maintenance.auto", "false"),
+    ];
+    settings.extend(always.map(|(key, value)| (key.to_owned(), value.to_owned())));
     let before = env
         .get("GIT_CONFIG_COUNT")
         .and_then(|count| count.trim().parse().ok());
