@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::attributes::Conversion;
 use super::binary::{Payload, apply_delta};
 use super::files::{FileState, Outcome, exists, read, write};
+use super::filters::Conversion;
 use super::hunks::{Matching, with_hunks};
 use super::patch::{Body, FilePatch, Hunk, Mode};
 use super::paths::{behind_link, can_be_written, check_parents, check_path, is_behind_link};

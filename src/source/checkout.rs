@@ -9,8 +9,8 @@ use std::path::Path;
 use git2::build::CheckoutBuilder;
 use git2::{CheckoutNotificationType, ErrorClass, Oid, Repository, RepositoryInitOptions};
 
-use super::attributes;
 use super::error::SourceError;
+use super::filters;
 use super::lfs;
 use super::mirror::{History, Mirror, Mirrors};
 use super::revision::Wanted;
@@ -63,7 +63,7 @@ pub(super) fn check_out(
         ));
         (repository, checked_out) = fill(mirrors, address, wanted, History::Whole, &make)?;
     }
-    attributes::write_files(mirrors, &repository)?;
+    filters::write_files(mirrors, &repository)?;
     lfs::download(mirrors, address, &repository)?;
     submodules(mirrors, address, &repository, "", SUBMODULE_DEPTH)?;
     Ok(checked_out)
@@ -285,7 +285,7 @@ fn submodules(
             .say(format!("Submodule {path}: {} at {commit}", own.shown()));
         let inner = check_out_submodule(mirrors, repository, &mut submodule, &own, commit)
             .map_err(failed)?;
-        attributes::write_files(mirrors, &inner).map_err(failed)?;
+        filters::write_files(mirrors, &inner).map_err(failed)?;
         lfs::download(mirrors, &own, &inner).map_err(failed)?;
         submodules(mirrors, &own, &inner, &format!("{path}/"), depth - 1)?;
     }

@@ -3,7 +3,6 @@
 //! says what it does on the console and never touches the user's git configuration.
 
 mod apply;
-mod attributes;
 mod binary;
 mod checkout;
 mod credentials;
@@ -12,6 +11,7 @@ mod diff_names;
 mod entry_point;
 mod error;
 mod files;
+mod filters;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod git_program;
@@ -39,9 +39,9 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use self::attributes::Conversion;
 use self::checkout::check_out;
 use self::error::did_you_mean;
+use self::filters::Conversion;
 use self::mirror::Mirrors;
 use self::nearest::nearest;
 use self::network::Network;
