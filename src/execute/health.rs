@@ -3,8 +3,8 @@
 
 use super::monitoring::MonitorSettings;
 use super::not_run::NotRun;
-use super::run::interrupted;
 use super::stop::Stop;
+use super::take::interrupted;
 use crate::console::Console;
 use crate::monitor::gpu::health::{self, Check};
 

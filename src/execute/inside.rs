@@ -8,13 +8,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::carry_out::{self, Ending, Ran};
 use super::claim;
 use super::job_env::Variables;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause};
-use super::run::{self, Ending, Ran, Run};
-use super::settings::{self, Settings};
+use super::run::Run;
+use super::runtime::Runtime;
+use super::settings::{self, Grace, Settings};
 use super::stop::Stop;
+use super::take;
 use super::timeline::Timeline;
 use crate::api::Session;
 use crate::cli::{ExecuteArgs, GlobalArgs};
@@ -178,16 +181,18 @@ async fn run_task(
     };
     let (session, task) = tokio::select! {
         asked = asking => asked,
-        cause = stop.requested() => Err(run::interrupted(&cause)),
+        cause = stop.requested() => Err(take::interrupted(&cause)),
     }?;
     settings.mask.extend(|secrets| {
-        run::secrets_of(&task, settings.job.task_env, secrets);
+        carry_out::secrets_of(&task, settings.job.task_env, secrets);
     });
     let (id, worker) = (task.id.clone(), settings.endpoint.worker.clone());
+    let session = Arc::new(session);
     let run = Arc::new(Run {
         console: journal.console(),
         journal: journal.clone(),
-        session: Arc::new(session),
+        runtime: Runtime::of(session.clone(), &task.id),
+        session,
         settings,
         task,
         stop,
@@ -196,9 +201,9 @@ async fn run_task(
         attempt: letter.attempt,
         former_end: letter.former_end.clone(),
     });
-    let ran = tokio::spawn(run::prepare_and_follow(run))
+    let ran = tokio::spawn(carry_out::prepare_and_follow(run))
         .await
-        .unwrap_or_else(run::defect);
+        .unwrap_or_else(carry_out::defect);
     Ok((id, worker, ran))
 }
 
@@ -245,7 +250,10 @@ async fn set_up(
         tokio::select! {
             ended = job.wait() => Ok(ended),
             cause = stop.requested() => {
-                let grace = ready(settings.stop.grace().unwrap_or(settings::GRACE));
+                let grace = ready(match settings.stop.grace() {
+                    Grace::Of(grace) => grace,
+                    Grace::LeftBySlurm { .. } => settings::GRACE,
+                });
                 tokio::select! {
                     _ = job.stop(settings.stop.signal, grace) => {}
                     () = stop.hurried() => {}

@@ -2,6 +2,7 @@
 
 mod abort_callback;
 mod batch;
+mod carry_out;
 pub mod claim;
 mod container_plan;
 mod end;
@@ -21,10 +22,12 @@ pub mod report;
 pub mod result;
 pub mod run;
 pub mod run_dir;
+pub mod runtime;
 pub mod scheduler;
 pub mod settings;
 mod slurm;
 pub mod stop;
+mod take;
 pub mod timeline;
 pub mod watch;
 pub mod worker_place;
