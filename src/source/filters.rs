@@ -12,6 +12,7 @@ use std::process::Command;
 use git2::build::CheckoutBuilder;
 use git2::{AttrCheckFlags, AttrValue, Repository};
 
+use super::attributes::change_contents;
 use super::error::SourceError;
 use super::git_program;
 use super::lfs;
@@ -245,7 +246,15 @@ fn before_their_attributes(repository: &Repository) -> Result<(), git2::Error> {
     };
     let attributes = index.iter().map(|entry| entry.path);
     let attributes: Vec<Vec<u8>> = attributes.filter(|path| is_one(path)).collect();
-    if attributes.is_empty() {
+    let root = repository.workdir().unwrap_or(repository.path());
+    let config = repository.config()?.snapshot()?;
+    let matter = |path: &Vec<u8>| {
+        let text = fs::read(root.join(OsStr::from_bytes(path)));
+        text.is_ok_and(|text| change_contents(&text))
+    };
+    let line_ends = ["core.autocrlf", "core.eol"];
+    let configured = || line_ends.iter().any(|key| config.get_entry(key).is_ok());
+    if attributes.is_empty() || !(configured() || attributes.iter().any(matter)) {
         return Ok(());
     }
     let comes_first = |path: &[u8]| {
@@ -262,7 +271,6 @@ fn before_their_attributes(repository: &Repository) -> Result<(), git2::Error> {
     }
     let mut options = CheckoutBuilder::new();
     options.force().disable_pathspec_match(true);
-    let root = repository.workdir().unwrap_or(repository.path());
     for path in &early {
         let path = Path::new(OsStr::from_bytes(path));
         // What is as the index has it would be left alone.
