@@ -50,7 +50,7 @@ use self::revision::Wanted;
 use self::standalone::{Changes, InRepository, ScriptFile};
 use self::url::Address;
 use crate::config::Variables;
-use crate::console::Console;
+use crate::console::{Console, counted};
 use crate::task::Script;
 
 pub use self::credentials::{ExtraCredential, GitCredentials, PasswordKind};
@@ -405,10 +405,7 @@ fn apply_changes(
         commit: checkout.commit.to_owned(),
         cause,
     })?;
-    let files = match applied.files {
-        1 => "1 file".to_owned(),
-        count => format!("{count} files"),
-    };
+    let files = counted(applied.files as u64, "file");
     console.say(match applied.already {
         true => format!("Uncommitted changes ({files}) are in the checkout already"),
         false => format!("Uncommitted changes applied ({files})"),
