@@ -48,7 +48,13 @@ impl Mirrors {
         for mirror in &self.kept {
             bytes += mirror.bytes;
             let (name, used) = (&mirror.name, ago(mirror.last_used));
-            let line = format!("{name}  used {used} ago  {:.2} GB", gigabytes(mirror.bytes));
+            let old = if mirror.is_out_of_use {
+                "  out of use"
+            } else {
+                ""
+            };
+            let size = gigabytes(mirror.bytes);
+            let line = format!("{name}  used {used} ago  {size:.2} GB{old}");
             println!("{}", printable(&line));
         }
         println!(

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::mirror::packs_are_whole;
+use super::mirror_folder::{OUT_OF_USE, packs_are_whole};
 
 /// One mirror.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct KeptMirror {
     lock: PathBuf,
     pub bytes: u64,
     pub last_used: SystemTime,
+    /// A newer one has taken its place, and work trees may still have its objects.
+    pub is_out_of_use: bool,
 }
 
 /// The mirrors in `cache`, the last used first.
@@ -49,6 +51,7 @@ pub fn mirrors(cache: &Path) -> Vec<KeptMirror> {
                 name: name.to_owned(),
                 bytes: size(&folder),
                 last_used: used.and_then(|found| found.modified()).ok()?,
+                is_out_of_use: folder.join(OUT_OF_USE).exists(),
                 lock,
                 folder,
             })
@@ -61,6 +64,9 @@ pub fn mirrors(cache: &Path) -> Vec<KeptMirror> {
 impl KeptMirror {
     /// What is wrong with it; nothing, if nothing is.
     pub fn damage(&self) -> Option<String> {
+        if self.is_out_of_use {
+            return None;
+        }
         match packs_are_whole(&self.folder) {
             Ok(true) => None,
             Ok(false) => Some("a pack of objects is not as its index says".to_owned()),
@@ -137,6 +143,10 @@ mod tests {
         assert_eq!(one.damage(), None);
         fs::write(packs.join("p.pack"), [0; 20]).unwrap();
         assert!(one.damage().is_some());
+
+        fs::write(at(&format!("{anew}.git/{OUT_OF_USE}")), "").unwrap();
+        let old = mirrors(dir.path()).into_iter().find(|m| m.is_out_of_use);
+        assert_eq!(old.unwrap().name, anew);
 
         lock.lock().unwrap();
         assert!(!one.remove().unwrap());
