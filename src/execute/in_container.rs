@@ -280,7 +280,10 @@ fn complete(
         image: &plan.image,
         words,
         variables,
-        defaults: vec![("UV_CACHE_DIR", handover::UV_CACHE)],
+        defaults: vec![
+            ("UV_CACHE_DIR", handover::UV_CACHE),
+            ("UV_PYTHON_INSTALL_DIR", handover::PYTHONS),
+        ],
         labels: spec::labels(worker, me.map(Agent::label).as_deref(), &settings.labels),
         user: settings.user.as_deref(),
         mounts,
