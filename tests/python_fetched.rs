@@ -39,10 +39,22 @@ fn bare_bench() -> Bench {
 fn offer(bench: &mut Bench, folder: &Path, version: (u32, u32, u32), at: Option<&str>) {
     let archive = bench.dir.path().join("python.tar.gz");
     let mut command = Command::new("tar");
-    command.arg("-C").arg(folder).arg("--use-compress-program=gzip -1");
-    command.args(["--exclude=__pycache__", "--exclude=*/test", "--exclude=*/config-*"]);
+    command
+        .arg("-C")
+        .arg(folder)
+        .arg("--use-compress-program=gzip -1");
+    command.args([
+        "--exclude=__pycache__",
+        "--exclude=*/test",
+        "--exclude=*/config-*",
+    ]);
     command.args(["--exclude=*/site-packages/*", "--exclude=*/idlelib"]);
-    let packed = command.arg("-cf").arg(&archive).arg("python/bin").arg("python/lib").status();
+    let packed = command
+        .arg("-cf")
+        .arg(&archive)
+        .arg("python/bin")
+        .arg("python/lib")
+        .status();
     assert!(packed.unwrap().success());
     let hash = sha2::Sha256::digest(std::fs::read(&archive).unwrap());
     let hash: String = hash.iter().map(|b| format!("{b:02x}")).collect();
@@ -68,7 +80,12 @@ async fn offer_a_pretender(bench: &mut Bench, at: Option<&str>) {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("python/bin/python3.98");
     std::fs::create_dir_all(program.parent().unwrap()).unwrap();
-    std::fs::create_dir_all(folder.path().join("python/lib/python3.98")).unwrap();
+    let library = folder.path().join("python/lib/python3.98");
+    std::fs::create_dir_all(&library).unwrap();
+    // uv writes the new place into it.
+    let build = library.join("_sysconfigdata__linux_x86_64-linux-gnu.py");
+    let head = "# system configuration generated and used by the sysconfig module";
+    std::fs::write(build, format!("{head}\nbuild_time_vars = {{}}\n")).unwrap();
     let (real, _) = choose("", &bench.settings).await.unwrap();
     let text = format!(
         "#!/bin/sh\n'{}' \"$@\" | /bin/sed 's/^3\\.[0-9]*\\.[0-9]*$/3.98.4/'\n",
@@ -98,8 +115,13 @@ async fn the_version_that_is_asked_for_is_fetched_once() {
         assert_eq!(python.full_version(), "3.98.4", "{}", bench.said());
     }
     let said = bench.said();
-    assert_eq!(said.matches("Fetching Python 3.98 with uv").count(), 1, "{said}");
-    let note = "Note: the task asks for Python 3.98.1, which is not on this machine: using Python 3.98.4";
+    assert_eq!(
+        said.matches("Fetching Python 3.98 with uv").count(),
+        1,
+        "{said}"
+    );
+    let note =
+        "Note: the task asks for Python 3.98.1, which is not on this machine: using Python 3.98.4";
     assert!(said.contains(note), "{said}");
     assert!(!said.contains("instead"), "{said}");
 }
@@ -107,13 +129,24 @@ async fn the_version_that_is_asked_for_is_fetched_once() {
 #[tokio::test]
 async fn what_cannot_be_fetched_is_stood_in_for_and_the_log_says_why() {
     for (variable, value, why) in [
-        ("UV_PYTHON_DOWNLOADS", "never", "UV_PYTHON_DOWNLOADS is never"),
-        ("UV_PYTHON_DOWNLOADS", "manual", "UV_PYTHON_DOWNLOADS is manual"),
+        (
+            "UV_PYTHON_DOWNLOADS",
+            "never",
+            "UV_PYTHON_DOWNLOADS is never",
+        ),
+        (
+            "UV_PYTHON_DOWNLOADS",
+            "manual",
+            "UV_PYTHON_DOWNLOADS is manual",
+        ),
         ("UV_OFFLINE", "1", "UV_OFFLINE is set"),
     ] {
         let mut bench = bare_bench();
         offer_a_pretender(&mut bench, None).await;
-        bench.settings.environment.insert(variable.into(), value.into());
+        bench
+            .settings
+            .environment
+            .insert(variable.into(), value.into());
         let python = found(&bench, "python3.98").await.unwrap();
         assert!(python.version.1 < 98);
         let said = bench.said();
@@ -135,7 +168,10 @@ async fn what_cannot_be_fetched_is_stood_in_for_and_the_log_says_why() {
     bench.settings.standalone = None;
     assert!(found(&bench, "python3.97").await.unwrap().version.1 < 97);
     let said = bench.said();
-    assert!(said.contains("uv can't get it: No download found"), "{said}");
+    assert!(
+        said.contains("uv can't get it: No download found"),
+        "{said}"
+    );
 }
 
 #[tokio::test]
@@ -154,11 +190,18 @@ async fn a_host_that_does_not_answer_is_not_waited_for_twice() {
     env.insert("UV_HTTP_RETRIES".into(), "0".into());
     assert!(found(&bench, "python3.98").await.unwrap().version.1 < 98);
     let said = bench.said();
-    assert!(said.contains("uv can't get it: Failed to install cpython-3.98.4"), "{said}");
+    assert!(
+        said.contains("uv can't get it: Failed to install cpython-3.98.4"),
+        "{said}"
+    );
     assert!(asked() > 0, "{said}");
     assert!(found(&bench, "python3.98").await.unwrap().version.1 < 98);
     assert_eq!(asked(), 0, "{}", bench.said());
-    assert!(bench.said().contains("fetching it failed 0 min ago"), "{}", bench.said());
+    assert!(
+        bench.said().contains("fetching it failed 0 min ago"),
+        "{}",
+        bench.said()
+    );
     // From another place it is another matter.
     offer_a_pretender(&mut bench, None).await;
     let moved = bench.dir.path().join("moved.json");
@@ -166,22 +209,31 @@ async fn a_host_that_does_not_answer_is_not_waited_for_twice() {
     let moved = moved.display().to_string();
     let env = &mut bench.settings.environment;
     env.insert("UV_PYTHON_DOWNLOADS_JSON_URL".into(), moved);
-    assert_eq!(found(&bench, "python3.98").await.unwrap().full_version(), "3.98.4");
+    assert_eq!(
+        found(&bench, "python3.98").await.unwrap().full_version(),
+        "3.98.4"
+    );
 }
 
 /// A Python of pyenv's that the system has not.
 fn another_python() -> Option<(PathBuf, (u32, u32, u32))> {
     let root = std::env::var_os("PYENV_ROOT").map(PathBuf::from);
     let root = root.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".pyenv")))?;
-    std::fs::read_dir(root.join("versions")).ok()?.flatten().find_map(|entry| {
-        let name = entry.file_name().into_string().ok()?;
-        let mut numbers = name.split('.').map(|part| part.parse::<u32>());
-        let mut number = || numbers.next()?.ok();
-        let version = (number()?, number()?, number()?);
-        let of_system = std::env::split_paths(SYSTEM_PATH)
-            .any(|folder| folder.join(format!("python{}.{}", version.0, version.1)).exists());
-        (version >= (3, 9, 0) && !of_system).then(|| (entry.path(), version))
-    })
+    std::fs::read_dir(root.join("versions"))
+        .ok()?
+        .flatten()
+        .find_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let mut numbers = name.split('.').map(|part| part.parse::<u32>());
+            let mut number = || numbers.next()?.ok();
+            let version = (number()?, number()?, number()?);
+            let of_system = std::env::split_paths(SYSTEM_PATH).any(|folder| {
+                folder
+                    .join(format!("python{}.{}", version.0, version.1))
+                    .exists()
+            });
+            (version >= (3, 9, 0) && !of_system).then(|| (entry.path(), version))
+        })
 }
 
 #[tokio::test]

@@ -136,8 +136,11 @@ impl Installing<'_> {
         let mut why = String::new();
         // A patch version that is no longer offered is not worth another minor version.
         let exact = version.patch.map(|patch| format!("{version}.{patch}"));
-        for request in exact.into_iter().chain([version.to_string()]) {
-            why = match self.run(uv, &request).await? {
+        let quiet = Console::new(|_| ());
+        let exact = exact.map(|request| (request, &quiet));
+        let any_patch = (version.to_string(), self.console);
+        for (request, console) in exact.into_iter().chain([any_patch]) {
+            why = match self.run(uv, &request, console).await? {
                 Ok(()) => match self.find(version).await {
                     Some(found) => return Ok(Ok(found)),
                     None => "what uv has fetched does not run here".into(),
@@ -152,7 +155,12 @@ impl Installing<'_> {
     }
 
     /// The inner error is uv's own.
-    async fn run(&self, uv: &Uv, request: &str) -> Result<Result<(), String>, PythonError> {
+    async fn run(
+        &self,
+        uv: &Uv,
+        request: &str,
+        console: &Console,
+    ) -> Result<Result<(), String>, PythonError> {
         let mut args: Vec<String> = ["python", "install", "--no-progress", "--color", "never"]
             .map(str::to_owned)
             .to_vec();
@@ -164,7 +172,7 @@ impl Installing<'_> {
             // Not the repository: its pyproject.toml is not asked.
             dir: "/".into(),
         };
-        let run = tool::run(&call, self.console, self.stop);
+        let run = tool::run(&call, console, self.stop);
         let Ok(finished) = tokio::time::timeout(LONGEST, run).await else {
             let minutes = LONGEST.as_secs() / 60;
             return Ok(Err(format!("it was not there after {minutes} min")));

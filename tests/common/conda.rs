@@ -49,20 +49,17 @@ impl CondaStandIn {
         calls.collect()
     }
 
-    /// The dependencies of each call that had a file.
+    /// The packages that each call with a file asked for, beside the Python and pip.
     pub fn asked_for(&self) -> Vec<String> {
         let calls = self.calls();
         let files = calls.iter().filter_map(|call| call.get("file"));
-        files
-            .map(|file| {
-                let specs = file["dependencies"].as_array().unwrap().iter();
-                // The Python is what it is.
-                let specs = specs
-                    .filter_map(Value::as_str)
-                    .filter(|s| !s.starts_with("python="));
-                specs.collect::<Vec<_>>().join(" ")
-            })
-            .collect()
+        let asked = files.map(|file| {
+            let specs = file["dependencies"].as_array().unwrap().iter();
+            let specs = specs.filter_map(Value::as_str);
+            let specs = specs.filter(|spec| !spec.starts_with("python=") && *spec != "pip");
+            specs.collect::<Vec<_>>().join(" ")
+        });
+        asked.filter(|specs| !specs.is_empty()).collect()
     }
 
     /// An environment of its own, made as a user would make it.
