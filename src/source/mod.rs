@@ -3,6 +3,7 @@
 //! says what it does on the console and never touches the user's git configuration.
 
 mod apply;
+mod attributes;
 mod binary;
 mod checkout;
 mod credentials;
