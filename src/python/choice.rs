@@ -372,7 +372,7 @@ fn stand_in_note(wish: &Wish, found: &Interpreter) -> String {
 }
 
 /// Another patch of the version was asked for.
-fn other_patch(wish: &Wish, found: &Interpreter) -> Option<String> {
+pub fn other_patch(wish: &Wish, found: &Interpreter) -> Option<String> {
     let version = wish.version?;
     let patch = version.patch.filter(|patch| *patch != found.version.2)?;
     Some(format!(

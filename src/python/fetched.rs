@@ -203,7 +203,8 @@ impl Installing<'_> {
     async fn find(&self, version: Version) -> Option<Interpreter> {
         for (path, of) in choice::managed(self.folder, "cpython-") {
             if version.accepts((of.major, of.minor.unwrap_or_default(), 0))
-                && let Ok(found) = probe(&path, &self.settings.environment).await
+                && let Ok(found) =
+                    probe(&path, &self.settings.environment, &self.settings.cache).await
                 && version.accepts(found.version)
             {
                 return Some(found);

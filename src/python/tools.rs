@@ -187,12 +187,19 @@ pub async fn find_tools(
             return Ok(tools);
         }
         Choice::Found(found) => found,
-        Choice::Missing { version, instead } => {
-            match fetched::fetch(version, &tools, settings, console, stop).await? {
-                Ok(found) => found,
-                Err(why) => stand_in(instead, &why, console)?,
+        Choice::Missing {
+            wish,
+            version,
+            instead,
+        } => match fetched::fetch(version, &tools, settings, console, stop).await? {
+            Ok(found) => {
+                if let Some(note) = choice::other_patch(&wish, &found) {
+                    console.say(note);
+                }
+                found
             }
-        }
+            Err(why) => stand_in(instead, &why, console)?,
+        },
     });
     Ok(tools)
 }
@@ -204,6 +211,7 @@ enum Choice {
     Found(Interpreter),
     /// The version that is asked for is not here; what could be used in its place.
     Missing {
+        wish: choice::Wish,
         version: Version,
         instead: Result<(Interpreter, Option<String>), PythonError>,
     },
@@ -277,7 +285,11 @@ async fn interpreter(
     if kind == Kind::Own
         && let Some(version) = choice::missing(&wish, &instead)
     {
-        return Ok(Choice::Missing { version, instead });
+        return Ok(Choice::Missing {
+            wish,
+            version,
+            instead,
+        });
     }
     let (found, note) = instead?;
     if let Some(note) = note {

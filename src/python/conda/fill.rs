@@ -102,8 +102,10 @@ pub(in crate::python) async fn fill(
     }
 
     // conda may have taken another one.
-    let now = crate::python::interpreter::probe(python, &settings.environment).await;
-    let version = now.map_or(interpreter.version, |now| now.version);
+    let version = calling
+        .ask(python)
+        .await
+        .map_or(interpreter.version, |now| now.version);
     if version != interpreter.version {
         job.console.say(format!(
             "Note: {} has put another Python into the environment: {}.{}.{}.",
@@ -325,7 +327,7 @@ fn give_up(wanted: &mut Vec<Spec>, failure: &CondaFailure, all: bool) -> Vec<Spe
     let mut left: Vec<Spec> = wanted
         .extract_if(.., |spec| {
             let added = spec.otherwise == Otherwise::Dropped;
-            (named(spec) && !(conflict && !all)) || (conflict && added)
+            (named(spec) && (all || !conflict)) || (conflict && added)
         })
         .collect();
     if left.is_empty() && conflict && all {

@@ -23,7 +23,7 @@ pub use find::{Conda, Dialect, find, pythons};
 use self::words::{CondaFailure, meaning, trimmed};
 use super::choice;
 use super::environment::Environment;
-use super::interpreter::probe;
+use super::interpreter::{Interpreter, probe};
 use super::settings::Settings;
 use super::tool::{self, Call, Finished};
 use super::tools::{Kind, Tools};
@@ -279,13 +279,21 @@ fn python_wanted(script: &Script, settings: &Settings) -> String {
 }
 
 impl Calling<'_> {
+    async fn ask(&self, python: &Path) -> Result<Interpreter, String> {
+        // Answers are kept for programs that are there in the next run.
+        let once = tempfile::tempdir().map_err(|e| e.to_string())?;
+        probe(python, &self.settings.environment, once.path()).await
+    }
+
     async fn environment(&self, prefix: &Path, kind: Kind) -> Result<Environment, PythonError> {
         let python = prefix::python(prefix);
-        let interpreter = probe(&python, &self.settings.environment).await;
-        let interpreter = interpreter.map_err(|cause| PythonError::CondaPackage {
-            place: prefix.display().to_string(),
-            cause: format!("{} can't be used: {cause}", python.display()),
-        })?;
+        let interpreter = self
+            .ask(&python)
+            .await
+            .map_err(|cause| PythonError::CondaPackage {
+                place: prefix.display().to_string(),
+                cause: format!("{} can't be used: {cause}", python.display()),
+            })?;
         Ok(Environment {
             kind,
             python: Some(python),

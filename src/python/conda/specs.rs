@@ -65,7 +65,7 @@ pub fn divide(mut pip: List, conda: Option<&str>, facts: Facts<'_>) -> Divided {
         if is_never_listed(name) {
             return false;
         }
-        let found = version.and_then(|version| conda_version(version));
+        let found = version.and_then(conda_version);
         let Some(version) = found.filter(|_| !is_for_pip(name, facts)) else {
             return true;
         };
