@@ -134,7 +134,11 @@ pub(super) async fn choose_container(
     })
 }
 
-pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, ContainerError> {
+pub(super) async fn plan(
+    run: &Run,
+    settings: &Settings,
+    engine: &Engine,
+) -> Result<Plan, ContainerError> {
     let env = &run.settings.job.inherited;
     let chosen = choose_container(run, settings).await?;
     let setup_script = chosen.setup_script(settings);
@@ -143,7 +147,11 @@ pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, Contain
         words,
         document,
     } = chosen;
-    let granted = gpus::grant(asked(run, settings));
+    let mut asked = asked(run, settings);
+    if asked.devices.is_none() {
+        asked.driver = engine.has_nvidia().await;
+    }
+    let granted = gpus::grant(asked);
     let (words, use_ours, left_out) = gpus::apply(&granted, words);
     if let Some(word) = left_out {
         run.console.say(format!(
@@ -291,7 +299,7 @@ pub(super) fn asked<'a>(run: &'a Run, settings: &Settings) -> Asked<'a> {
             Gpus::Only(list) => Some(list),
         },
         variable_only: settings.gpus_by_variable,
-        driver: std::path::Path::new("/proc/driver/nvidia/version").exists(),
+        driver: false,
     }
 }
 

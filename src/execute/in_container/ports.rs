@@ -11,7 +11,6 @@ use url::Url;
 
 use super::super::container_plan::Plan;
 use super::super::run::Run;
-use crate::api::tasks;
 use crate::container::engine::Engine;
 use crate::container::error::ContainerError;
 use crate::container::ports::{self, Range};
@@ -90,7 +89,7 @@ impl Ports {
         // Others have ports of their own on their machines; the task has one answer.
         if run.settings.rank == 0 && !settled.mapping.is_empty() {
             let more = [(MAPPING, settled.mapping.as_str())];
-            let told = tasks::add_to_runtime(&run.session, &run.task.id, &more);
+            let told = run.runtime.add(&more);
             let told = tokio::select! {
                 told = told => told,
                 _ = run.stop.requested() => return Err(ContainerError::Stopped),
