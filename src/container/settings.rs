@@ -13,7 +13,7 @@ use crate::config::{Config, ConfigError, bool_of};
 /// Everything about containers that is decided before the first request.
 #[derive(Debug)]
 pub struct Settings {
-    pub runtime: Runtime,
+    pub runtime: ContainerRuntime,
     /// What was typed after `--docker` or `--apptainer`.
     pub words: Vec<String>,
     /// Which image and which arguments.
@@ -59,19 +59,19 @@ pub struct Settings {
 
 /// What runs the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Runtime {
+pub enum ContainerRuntime {
     /// An engine, by its API.
     Docker,
     /// A program, as the agent's child.
     Apptainer,
 }
 
-impl Runtime {
+impl ContainerRuntime {
     /// The option that asks for it.
     pub fn option(self) -> &'static str {
         match self {
-            Runtime::Docker => "--docker",
-            Runtime::Apptainer => "--apptainer",
+            ContainerRuntime::Docker => "--docker",
+            ContainerRuntime::Apptainer => "--apptainer",
         }
     }
 }
@@ -160,7 +160,7 @@ const PUBLIC_IP_PING: &str = "8.8.8.8";
 
 impl Settings {
     pub fn read(
-        runtime: Runtime,
+        runtime: ContainerRuntime,
         words: &[String],
         standalone: bool,
         config: &Config,

@@ -25,7 +25,7 @@ use super::timeline::{Phase, Timeline};
 use super::watch::{OfTheRun, watch};
 use crate::api::tasks::FinalStatus;
 use crate::api::{Session, workers};
-use crate::container::settings::Runtime;
+use crate::container::settings::ContainerRuntime;
 use crate::journal::{self, Journal, Receipt, Upload};
 use crate::mask::Secrets;
 use crate::monitor;
@@ -111,8 +111,8 @@ pub(super) async fn carry_out(
     // An engine's container ends by itself when nobody watches over it.
     let container = run.settings.container.as_ref();
     let guard = match container.map(|container| container.runtime) {
-        Some(Runtime::Docker) => None,
-        None | Some(Runtime::Apptainer) => Guard::start(&run.settings.run)
+        Some(ContainerRuntime::Docker) => None,
+        None | Some(ContainerRuntime::Apptainer) => Guard::start(&run.settings.run)
             .inspect_err(|error| tracing::debug!(%error, "no guard"))
             .ok(),
     };
@@ -336,8 +336,8 @@ fn hides_exit_code(settings: &Settings, outcome: &Outcome) -> bool {
 pub(super) async fn prepare_and_follow(run: Arc<Run>) -> Ran {
     if let Some(settings) = &run.settings.container {
         return match settings.runtime {
-            Runtime::Docker => in_container::run(&run, settings).await.into(),
-            Runtime::Apptainer => in_apptainer::run(&run, settings).await,
+            ContainerRuntime::Docker => in_container::run(&run, settings).await.into(),
+            ContainerRuntime::Apptainer => in_apptainer::run(&run, settings).await,
         };
     }
     let runs_dir = &run.settings.runs_dir;

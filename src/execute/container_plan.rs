@@ -20,7 +20,7 @@ use crate::container::error::ContainerError;
 use crate::container::gpus::{self, Asked};
 use crate::container::name;
 use crate::container::run_args::{self, Host, Pull, RunArgs, Word, flags, without};
-use crate::container::settings::{Runtime, Settings};
+use crate::container::settings::{ContainerRuntime, Settings};
 
 /// All that is decided before the engine is asked.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ pub(super) async fn check(settings: &Settings, env: &Variables) -> Result<(), No
         }
         let arguments: Vec<String> = words.chain(rest.iter().cloned()).collect();
         let parsed = RunArgs::parse(&arguments).map_err(|error| usage(error.to_string()))?;
-        if settings.runtime == Runtime::Apptainer {
+        if settings.runtime == ContainerRuntime::Apptainer {
             let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
             let translated = parsed
                 .to_create(&Host { env, cwd: &cwd })
@@ -70,7 +70,7 @@ pub(super) async fn check(settings: &Settings, env: &Variables) -> Result<(), No
             translated.map_err(|error| usage(error.to_string()))?;
         }
     }
-    if settings.runtime == Runtime::Apptainer {
+    if settings.runtime == ContainerRuntime::Apptainer {
         let found = program::find(env).await;
         return found.map(drop).map_err(NotRun::Container);
     }

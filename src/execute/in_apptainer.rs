@@ -428,7 +428,7 @@ fn binds(
         .map(|bind| bind.target.trim_end_matches('/').to_owned())
         .collect();
     let mut add = |more: Bind| {
-        if !taken.iter().any(|target| *target == more.target) {
+        if !taken.contains(&more.target) {
             binds.push(more);
         }
     };

@@ -16,7 +16,7 @@ use super::worker_place::{self, Place};
 use crate::api::{Endpoint, Trust};
 use crate::cli::{self, ExecuteArgs, GlobalArgs, LogLevel, OnPreempt};
 use crate::config::{self, Config, ConfigError, Lookup};
-use crate::container::settings::{self as container, Runtime};
+use crate::container::settings::{self as container, ContainerRuntime};
 use crate::mask::Mask;
 use crate::process::{guard, signal};
 use crate::python;
@@ -214,8 +214,8 @@ pub fn resolve(
     let mut inherited = env;
     inherited.extend(config.job_variables().clone());
     let container = match (&args.docker, &args.apptainer) {
-        (Some(words), _) => Some((Runtime::Docker, words)),
-        (None, Some(words)) => Some((Runtime::Apptainer, words)),
+        (Some(words), _) => Some((ContainerRuntime::Docker, words)),
+        (None, Some(words)) => Some((ContainerRuntime::Apptainer, words)),
         (None, None) => None,
     };
     let container = match container {
