@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Variables;
+use super::connection::Connection;
 use crate::secret::Secret;
 
 /// The index used when nothing is configured.
@@ -17,8 +18,7 @@ pub struct Indexes {
     pub extra_urls: Vec<Secret>,
     pub find_links: Vec<Secret>,
     pub no_index: bool,
-    pub trusted_hosts: Vec<String>,
-    pub certificates: Option<PathBuf>,
+    pub connection: Connection,
     pub timeout: Option<String>,
     pub constraints: Vec<String>,
     pub pre_releases: bool,
@@ -71,8 +71,7 @@ impl Indexes {
                 .collect(),
             find_links: words("find-links").into_iter().map(Secret::new).collect(),
             no_index: is_on("no-index"),
-            trusted_hosts: words("trusted-host"),
-            certificates: one("cert").map(PathBuf::from),
+            connection: Connection::from_pip(&values),
             timeout: one("timeout").or_else(|| one("default-timeout")),
             constraints: words("constraint"),
             pre_releases: is_on("pre"),
@@ -152,13 +151,14 @@ impl Indexes {
         if self.pre_releases {
             tell("UV_PRERELEASE", "allow".into());
         }
-        if let Some(path) = &self.certificates {
-            tell("SSL_CERT_FILE", path.to_string_lossy().into_owned());
-        }
         for (name, values, by) in [
             ("UV_EXTRA_INDEX_URL", exposed(&self.extra_urls), " "),
             ("UV_FIND_LINKS", exposed(&self.find_links), ","),
-            ("UV_INSECURE_HOST", words(&self.trusted_hosts), " "),
+            (
+                "UV_INSECURE_HOST",
+                words(&self.connection.trusted_hosts),
+                " ",
+            ),
             ("UV_CONSTRAINT", words(&self.constraints), " "),
         ] {
             if !values.is_empty() {
@@ -170,6 +170,7 @@ impl Indexes {
                 told.insert(name.to_owned(), all.join(by));
             }
         }
+        told.extend(self.connection.for_uv(env));
         told
     }
 
@@ -206,7 +207,7 @@ impl Indexes {
             ),
             (
                 "PIP_TRUSTED_HOST",
-                words(&self.trusted_hosts),
+                words(&self.connection.trusted_hosts),
                 more(&["UV_INSECURE_HOST"], &[' ']),
             ),
         ] {
@@ -215,9 +216,7 @@ impl Indexes {
                 told.insert(name.into(), all.join(" "));
             }
         }
-        if self.certificates.is_none() && !of_uv("SSL_CERT_FILE").is_empty() {
-            told.insert("PIP_CERT".into(), of_uv("SSL_CERT_FILE").to_owned());
-        }
+        told.extend(self.connection.for_pip(env));
         told
     }
 }

@@ -9,6 +9,7 @@
 pub mod cache;
 pub mod choice;
 pub mod command;
+pub mod connection;
 pub mod cuda;
 pub mod environment;
 pub mod failure;

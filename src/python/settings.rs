@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::Variables;
 use super::cache::settings::{CacheSettings, LinkMode};
 use super::cuda;
+use super::failure::Place;
 use super::index::{Indexes, pip_files};
 use super::project::{PoetrySettings, UvSettings};
 use super::torch::{NIGHTLY_TEMPLATE, TEMPLATE, TorchSettings};
@@ -105,6 +106,8 @@ pub struct Settings {
     pub venvs_cache: Option<CacheSettings>,
     pub cuda: cuda::Wanted,
     pub torch: TorchSettings,
+    /// Where this agent runs, for advice.
+    pub place: Place,
     /// For requirements that are private repositories.
     pub git: GitCredentials,
     /// Said once at the start: settings whose effect the user would miss.
@@ -150,6 +153,7 @@ impl Default for Settings {
             venvs_cache: None,
             cuda: cuda::Wanted::OfTheDriver,
             torch: TorchSettings::default(),
+            place: Place::Host,
             git: GitCredentials::default(),
             notes: Vec::new(),
             environment: Variables::new(),
@@ -306,6 +310,7 @@ impl Settings {
             cuda: cuda_wanted(&agent)?,
             torch: torch(&manager, agent.is_on("cpu_only")?, &mut notes)?,
             home,
+            place: Place::Host,
             git: GitCredentials::default(),
             notes,
             environment: env.clone(),
