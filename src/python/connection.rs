@@ -68,24 +68,22 @@ impl Connection {
         }
     }
 
-    /// Whose certificates count: pip's setting, else the variable that uv and OpenSSL read, else
-    /// those of pip's and curl's libraries. `None`: nobody said.
+    /// Whose certificates count: variables come before files, pip's and uv's before those of the
+    /// libraries below pip. `None`: nobody said.
     fn authorities(&self, env: &Variables) -> Option<Authorities> {
-        if let Some(path) = &self.authorities {
-            return Some(Authorities::at(path));
-        }
         let set = |name: &str| env.get(name).filter(|value| !value.is_empty());
-        if let Some(file) = set("SSL_CERT_FILE") {
-            return Some(Authorities::at(Path::new(file)));
-        }
-        if let Some(folders) = set("SSL_CERT_DIR") {
+        let at = |name: &str| set(name).map(|path| Authorities::at(Path::new(path)));
+        let of_folders = || {
+            let folders = set("SSL_CERT_DIR")?;
             let folder = std::env::split_paths(folders).find(|folder| folder.is_dir());
-            return folder.map(Authorities::Folder);
-        }
-        ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
-            .iter()
-            .find_map(|name| set(name))
-            .map(|path| Authorities::at(Path::new(path)))
+            folder.map(Authorities::Folder)
+        };
+        at("PIP_CERT")
+            .or_else(|| at("SSL_CERT_FILE"))
+            .or_else(of_folders)
+            .or_else(|| self.authorities.as_deref().map(Authorities::at))
+            .or_else(|| at("REQUESTS_CA_BUNDLE"))
+            .or_else(|| at("CURL_CA_BUNDLE"))
     }
 
     /// The path that says whose certificates are trusted, where somebody named one.
@@ -98,7 +96,7 @@ impl Connection {
     pub fn for_uv(&self, env: &Variables) -> Variables {
         let mut told = Variables::new();
         let set = |name: &str| env.get(name).is_some_and(|value| !value.is_empty());
-        let by_itself = self.authorities.is_none() && (set("SSL_CERT_FILE") || set("SSL_CERT_DIR"));
+        let by_itself = !set("PIP_CERT") && (set("SSL_CERT_FILE") || set("SSL_CERT_DIR"));
         if !by_itself && let Some(authorities) = self.authorities(env) {
             let (name, other) = match &authorities {
                 Authorities::File(_) => ("SSL_CERT_FILE", "SSL_CERT_DIR"),
@@ -124,14 +122,18 @@ impl Connection {
     /// What pip is told, where it would not find it by itself.
     pub fn for_pip(&self, env: &Variables) -> Variables {
         let mut told = Variables::new();
-        if self.authorities.is_none()
-            && let Some(authorities) = self.authorities(env)
+        if let Some(authorities) = self.authorities(env)
+            && self.authorities.as_deref() != Some(authorities.path())
         {
             told.insert("PIP_CERT".into(), text(authorities.path()));
         }
         let of_uv = env.get("SSL_CLIENT_CERT").filter(|path| !path.is_empty());
         if let (None, Some(path)) = (&self.client_certificate, of_uv) {
             told.insert("PIP_CLIENT_CERT".into(), path.clone());
+        }
+        if let Some(proxy) = &self.proxy {
+            // Not every pip takes one without a scheme.
+            told.insert("PIP_PROXY".into(), proxy.expose().to_owned());
         }
         told
     }
@@ -230,12 +232,22 @@ mod tests {
         let several = format!("/no/such/folder:{folder}");
         type Pairs<'a> = &'a [(&'a str, &'a str)];
         // pip's settings and the environment; what uv and pip are told.
-        let cases: [(Pairs<'_>, Pairs<'_>, Pairs<'_>, Pairs<'_>); 10] = [
+        let cases: [(Pairs<'_>, Pairs<'_>, Pairs<'_>, Pairs<'_>); 11] = [
             (&[], &[], &[], &[]),
             (&[("cert", "/ca")], &[], &[("SSL_CERT_FILE", "/ca")], &[]),
             (
                 &[("cert", "/ca")],
-                &[("SSL_CERT_FILE", "/other"), ("SSL_CERT_DIR", "/d")],
+                &[("SSL_CERT_FILE", "/other")],
+                &[],
+                &[("PIP_CERT", "/other")],
+            ),
+            (
+                &[("cert", "/ca")],
+                &[
+                    ("PIP_CERT", "/ca"),
+                    ("SSL_CERT_FILE", "/other"),
+                    ("SSL_CERT_DIR", "/d"),
+                ],
                 &[("SSL_CERT_FILE", "/ca"), ("SSL_CERT_DIR", "")],
                 &[],
             ),
@@ -274,7 +286,7 @@ mod tests {
                 &[("proxy", "u:p@proxy:3128")],
                 &[("HTTPS_PROXY", "http://other"), ("NO_PROXY", "h")],
                 &PROXIES.map(|name| (name, "http://u:p@proxy:3128")),
-                &[],
+                &[("PIP_PROXY", "http://u:p@proxy:3128")],
             ),
         ];
         for (pip, env, uv_told, pip_told) in cases {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 mod words;
 
-pub use words::{UNNAMED, classify, detail};
+pub use words::{UNNAMED, classify, detail, host};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PythonError {

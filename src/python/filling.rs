@@ -355,7 +355,7 @@ impl<'a> Filling<'a> {
         };
         if classify(&finished.last_lines) == unknown
             && !finished.succeeded()
-            && self.trusts_what_uv_brings()
+            && self.machine_trusts(&finished.last_lines).await
         {
             self.console.say(
                 "Note: trying again with the certificates that this machine trusts, as pip does.",
@@ -414,16 +414,23 @@ impl<'a> Filling<'a> {
         self.call(uv.program.clone(), args, told.clone()).await
     }
 
-    /// Nobody has said whose certificates count, and so those count that come with uv.
-    fn trusts_what_uv_brings(&self) -> bool {
-        let env = &self.settings.environment;
-        let said = |name: &&str| self.settings.variable(name).is_some();
-        self.settings
-            .indexes
-            .connection
-            .named_authorities(env)
-            .is_none()
-            && !SYSTEM_CERTIFICATES.iter().any(said)
+    /// Whether the address that uv does not trust is one that this machine trusts. uv brings
+    /// certificates of its own, which count where nobody has said whose do.
+    async fn machine_trusts(&self, lines: &[String]) -> bool {
+        let settings = self.settings;
+        let connection = &settings.indexes.connection;
+        let named = connection.named_authorities(&settings.environment);
+        let said = |name: &&str| settings.variable(name).is_some();
+        if named.is_some() || SYSTEM_CERTIFICATES.iter().any(said) {
+            return false;
+        }
+        let Some(url) = failure::host(lines) else {
+            return false;
+        };
+        match uv::client_for(&url, settings) {
+            Ok(client) => client.head(url).send().await.is_ok(),
+            Err(_) => false,
+        }
     }
 
     async fn uv(&self, uv: &Uv, file: &Path, told: Variables) -> Result<Finished, PythonError> {

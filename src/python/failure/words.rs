@@ -33,8 +33,20 @@ pub fn detail(cause: &Cause, lines: &[String]) -> String {
                 lines().filter(|line| RAISED.is_match(line) && !line.contains("Failed to build"));
             said.last().unwrap_or_default().to_owned()
         }
-        Cause::Certificate { .. } | Cause::Proxy | Cause::Network => {
-            let innermost = lines().filter_map(error_of).next_back();
+        Cause::Certificate { .. } => {
+            static DOUBT: LazyLock<Regex> = LazyLock::new(|| {
+                pattern(
+                    r"(?:invalid peer certificate|certificate verify failed|SSL certificate problem): [^()]+|hostname '[^']*' doesn't match '[^']*'|server certificate verification failed",
+                )
+            });
+            let said = lines().find_map(|line| DOUBT.find(line));
+            said.map_or("", |said| said.as_str().trim()).to_owned()
+        }
+        Cause::Proxy | Cause::Network => {
+            // pip's last words are that it found nothing.
+            let innermost = lines().filter_map(error_of).rfind(|said| {
+                !said.contains("matching distribution") && !said.contains("from versions")
+            });
             innermost.unwrap_or_default().to_owned()
         }
         Cause::Other => lines().filter_map(error_of).collect::<Vec<_>>().join(": "),
@@ -43,6 +55,13 @@ pub fn detail(cause: &Cause, lines: &[String]) -> String {
         Some((end, _)) => format!("{} …", text[..end].trim_end()),
         None => text,
     }
+}
+
+/// The host of the first https address that is named.
+pub fn host(lines: &[String]) -> Option<url::Url> {
+    static HOST: LazyLock<Regex> = LazyLock::new(|| pattern(r"https://[^\s/)'`]+"));
+    let found = lines.iter().find_map(|line| HOST.find(line))?;
+    url::Url::parse(found.as_str()).ok()
 }
 
 /// What a tool's line says of an error or its cause, if it does.
@@ -110,7 +129,7 @@ pub fn classify(lines: &[String]) -> Cause {
             ),
             (
                 pattern(
-                    r"((?:invalid peer certificate|CERTIFICATE_VERIFY_FAILED|CertificateError|problem confirming the ssl certificate).{0,200})",
+                    r"((?:invalid peer certificate|CERTIFICATE_VERIFY_FAILED|CertificateError|problem confirming the ssl certificate).{0,600})",
                 ),
                 |said| certificate(Asked::Index, &said),
             ),
@@ -333,6 +352,14 @@ mod tests {
                 "Failed to download `x`: Hash mismatch for `x`",
             ),
             (Cause::NoSuchPackage("x".into()), "error: x", ""),
+            (
+                certificate(Doubt::Authority),
+                "Could not fetch URL https://h/: There was a problem confirming the ssl certificate: \
+                 [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local \
+                 issuer certificate (_ssl.c:1006)'))) - skipping\nERROR: No matching distribution \
+                 found for x",
+                "certificate verify failed: unable to get local issuer certificate",
+            ),
         ] {
             let lines: Vec<String> = words.lines().map(str::to_owned).collect();
             assert_eq!(detail(&cause, &lines), expected);
