@@ -60,6 +60,8 @@ pub struct Handover {
     /// Which attempt at the task it is, counted from 1, and how the one before ended.
     pub attempt: u32,
     pub former_end: Option<String>,
+    /// `--standalone-mode`: the folder of what was put into the image beforehand.
+    pub standalone: Option<PathBuf>,
 }
 
 impl Handover {

@@ -279,7 +279,7 @@ pub async fn choose(
         {
             continue;
         }
-        match probe(path, &settings.environment).await {
+        match probe(path, &settings.environment, &settings.cache).await {
             Ok(found) if found.version < (3, 4, 0) => tried.push(format!(
                 "{} is Python {}: too old",
                 path.display(),

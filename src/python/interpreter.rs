@@ -1,10 +1,10 @@
 //! One Python interpreter: what it is, found out by running it once.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use super::Variables;
+use super::known::Question;
 use super::tool;
 
 /// An interpreter that does not answer within this time is passed over.
@@ -147,31 +147,20 @@ for x in ["%d.%d.%d" % v[:3], i.name if i else "python", "%s %s %s" % (u[0], u[4
     print(x)
 "#;
 
-/// Runs `program` and asks it what it is. The error is the reason in a few words.
-pub async fn probe(program: &Path, inherited: &Variables) -> Result<Interpreter, String> {
-    let mut command = tokio::process::Command::new(program);
-    command
-        .args(["-E", "-s", "-c", PROBE])
-        .env_clear()
-        .envs(tool::environment(inherited, Variables::new()))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    let output = match tokio::time::timeout(PATIENCE, command.output()).await {
-        Err(_) => return Err(format!("no answer within {} s", PATIENCE.as_secs())),
-        Ok(Err(cause)) => return Err(format!("can't be run: {cause}")),
-        Ok(Ok(output)) => output,
+/// Asks `program` what it is. `cache`: where answers are kept. The error is the reason in a few words.
+pub async fn probe(
+    program: &Path,
+    inherited: &Variables,
+    cache: &Path,
+) -> Result<Interpreter, String> {
+    let question = Question {
+        program,
+        args: &["-E", "-s", "-c", PROBE],
+        env: tool::environment(inherited, Variables::new()),
+        patience: PATIENCE,
+        cache,
     };
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.lines().find(|l| !l.trim().is_empty()).unwrap_or("");
-        return Err(match output.status.code() {
-            Some(code) => format!("exit code {code} {said}").trim().to_owned(),
-            None => format!("killed by a signal {said}").trim().to_owned(),
-        });
-    }
-    parse(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| "it is no Python".into())
+    parse(&question.ask().await?).ok_or_else(|| "it is no Python".into())
 }
 
 fn parse(output: &str) -> Option<Interpreter> {
@@ -240,12 +229,19 @@ mod tests {
 
     #[tokio::test]
     async fn what_fails_says_why() {
-        let env = Variables::new();
-        let reason = probe(Path::new("/bin/false"), &env).await.unwrap_err();
+        let (env, cache) = (Variables::new(), tempfile::tempdir().unwrap());
+        let cache = cache.path();
+        let reason = probe(Path::new("/bin/false"), &env, cache)
+            .await
+            .unwrap_err();
         assert_eq!(reason, "exit code 1");
-        let reason = probe(Path::new("/bin/echo"), &env).await.unwrap_err();
+        let reason = probe(Path::new("/bin/echo"), &env, cache)
+            .await
+            .unwrap_err();
         assert_eq!(reason, "it is no Python");
-        let reason = probe(Path::new("/nowhere/python"), &env).await.unwrap_err();
+        let reason = probe(Path::new("/nowhere/python"), &env, cache)
+            .await
+            .unwrap_err();
         assert!(reason.starts_with("can't be run"), "{reason}");
     }
 }

@@ -20,6 +20,7 @@ pub mod git_access;
 pub mod index;
 pub mod install;
 pub mod interpreter;
+mod known;
 pub mod notebook;
 mod obtain;
 pub mod project;

@@ -192,7 +192,7 @@ async fn interpreter(
         _ => None,
     };
     if let Some(python) = prepared(settings)
-        && let Ok(found) = probe(&python, &settings.environment).await
+        && let Ok(found) = probe(&python, &settings.environment, &settings.cache).await
     {
         console.say(format!(
             "Environment: {}, which was built beforehand",
@@ -206,7 +206,7 @@ async fn interpreter(
             false => find_program(&program, &settings.search_path()),
         };
         let found = match path {
-            Some(path) => probe(&path, &settings.environment).await,
+            Some(path) => probe(&path, &settings.environment, &settings.cache).await,
             None => Err("not on PATH".into()),
         };
         match found {

@@ -3,7 +3,6 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::Variables;
+use super::known::Question;
 use super::settings::Settings;
 use super::tool;
 use crate::console::Console;
@@ -39,7 +38,7 @@ pub async fn find_or_fetch(
 ) -> Result<Uv, String> {
     let mut passed_over = Vec::new();
     for path in candidates(settings) {
-        match version_of(&path, &settings.environment).await {
+        match version_of(&path, settings).await {
             Ok(version) if numbers(&version).is_some_and(|found| found >= OLDEST) => {
                 return Ok(Uv {
                     program: path,
@@ -74,7 +73,7 @@ async fn fetch_once(settings: &Settings, console: &Console) -> Result<Uv, String
     if let Some(path) = fetched_before(settings)
         .into_iter()
         .find(|path| tool::is_program(path))
-        && let Ok(version) = version_of(&path, &settings.environment).await
+        && let Ok(version) = version_of(&path, settings).await
         && numbers(&version).is_some_and(|found| found >= OLDEST)
     {
         return Ok(Uv {
@@ -124,23 +123,15 @@ fn kept(settings: &Settings) -> PathBuf {
     settings.cache.join("uv")
 }
 
-async fn version_of(program: &Path, inherited: &Variables) -> Result<String, String> {
-    let mut command = tokio::process::Command::new(program);
-    command
-        .arg("--version")
-        .env_clear()
-        .envs(inherited)
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true);
-    let output = match tokio::time::timeout(PATIENCE, command.output()).await {
-        Err(_) => return Err("no answer".into()),
-        Ok(output) => output.map_err(|e| e.to_string())?,
+async fn version_of(program: &Path, settings: &Settings) -> Result<String, String> {
+    let question = Question {
+        program,
+        args: &["--version"],
+        env: settings.environment.clone(),
+        patience: PATIENCE,
+        cache: &settings.cache,
     };
-    if !output.status.success() {
-        return Err(format!("fails ({})", output.status));
-    }
-    let said = String::from_utf8_lossy(&output.stdout);
+    let said = question.ask().await?;
     let mut words = said.split_whitespace();
     match (words.next(), words.next()) {
         (Some("uv"), Some(version)) => Ok(version.to_owned()),

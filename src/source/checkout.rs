@@ -9,6 +9,7 @@ use std::path::Path;
 use git2::build::CheckoutBuilder;
 use git2::{CheckoutNotificationType, ErrorClass, Oid, Repository, RepositoryInitOptions};
 
+use super::attributes;
 use super::error::SourceError;
 use super::lfs;
 use super::mirror::{History, Mirror, Mirrors};
@@ -221,8 +222,10 @@ fn write_files(
     address: &Address,
 ) -> Result<(), SourceError> {
     let mut options = CheckoutBuilder::new();
+    let as_stored = attributes::files_stay_as_stored(repository, commit).unwrap_or(false);
     options
         .force()
+        .disable_filters(as_stored)
         .notify_on(CheckoutNotificationType::UPDATED)
         .notify(|_, _, _, _, _| !mirrors.stop.is_cancelled());
     repository

@@ -3,6 +3,7 @@
 //! says what it does on the console and never touches the user's git configuration.
 
 mod apply;
+mod attributes;
 mod binary;
 mod checkout;
 mod credentials;
@@ -46,7 +47,7 @@ use self::revision::Wanted;
 use self::standalone::{Changes, ScriptFile};
 use self::url::Address;
 use crate::config::Variables;
-use crate::console::Console;
+use crate::console::{Console, counted};
 use crate::task::Script;
 
 pub use self::credentials::{ExtraCredential, GitCredentials, PasswordKind};
@@ -367,10 +368,7 @@ fn apply_changes(
         commit: commit.to_string(),
         cause,
     })?;
-    let files = match applied.files {
-        1 => "1 file".to_owned(),
-        count => format!("{count} files"),
-    };
+    let files = counted(applied.files as u64, "file");
     console.say(match applied.already {
         true => format!("Uncommitted changes ({files}) are in the checkout already"),
         false => format!("Uncommitted changes applied ({files})"),
