@@ -5,8 +5,10 @@
 #[path = "common/python.rs"]
 mod bench;
 mod common;
+#[allow(dead_code, reason = "each test file uses its part")]
 #[path = "common/docker.rs"]
 mod docker;
+#[allow(dead_code, reason = "each test file uses its part")]
 #[path = "common/in_container.rs"]
 mod in_container;
 #[path = "common/index.rs"]

@@ -98,7 +98,7 @@ impl<'a> Filling<'a> {
         let mut list = list.clone();
         self.leave_out_what_is_there(&mut list);
         self.git.take_from(&mut list);
-        let installer = self.installer().await?;
+        let installer = self.installer(&list).await?;
         if matches!(installer, With::Uv(_)) && self.env.kind == Kind::Own && !self.env.has_pip() {
             // The interpreter comes without its pip wheel, and scripts call `python -m pip`.
             list.add("pip");
@@ -191,7 +191,7 @@ impl<'a> Filling<'a> {
     /// What the list leads to today, one package a line; nothing is installed.
     pub(super) async fn resolve(&mut self, list: &List) -> Result<Vec<String>, String> {
         let failed = |error: PythonError| error.to_string();
-        let With::Uv(uv) = self.installer().await.map_err(failed)? else {
+        let With::Uv(uv) = self.installer(list).await.map_err(failed)? else {
             return Err("pip cannot resolve without installing".into());
         };
         let mut list = list.clone();
@@ -204,9 +204,9 @@ impl<'a> Filling<'a> {
             .to_vec();
         args.extend(["never", "--no-header", "--no-annotate", "--python"].map(str::to_owned));
         args.push(self.python.to_string_lossy().into_owned());
-        if self.settings.indexes.no_index {
-            args.push("--no-index".into());
-        }
+        let of_pip = self.settings.indexes.arguments_for_uv();
+        // Of a list that names no hashes, none could be required for what it leads to.
+        args.extend(of_pip.into_iter().filter(|arg| arg != "--require-hashes"));
         args.extend(["-o".into(), out.to_string_lossy().into_owned()]);
         args.push(file.to_string_lossy().into_owned());
         let told = self.uv_variables(&list);
@@ -232,12 +232,14 @@ impl<'a> Filling<'a> {
         let _ = self.call(uv.program.clone(), args, told).await;
     }
 
-    async fn installer(&self) -> Result<With, PythonError> {
+    async fn installer(&self, list: &List) -> Result<With, PythonError> {
         let tools = self.tools;
         let reason = if self.settings.installer == Installer::Pip {
             "agent.package_manager.uv_replace_pip is false".to_owned()
         } else if let Err(flag) = uv_flags(&self.settings.extra_flags) {
             format!("uv has no flag like pip's {flag} (extra_pip_install_flags)")
+        } else if let Some(setting) = list.only_for_pip() {
+            format!("uv has nothing like pip's {setting}, which is in the list")
         } else {
             match (&tools.uv, &tools.uv_missing) {
                 (Some(uv), _) => return Ok(With::Uv(uv.clone())),
@@ -409,7 +411,10 @@ impl<'a> Filling<'a> {
         }
         // The list's own versions count, whatever a later package did to an earlier one.
         let mut args = self.uv_install_arguments();
-        args.push("--no-deps".into());
+        let no_deps = "--no-deps".to_owned();
+        if !args.contains(&no_deps) {
+            args.push(no_deps);
+        }
         args.extend(["-r".into(), file.to_string_lossy().into_owned()]);
         self.call(uv.program.clone(), args, told.clone()).await
     }
@@ -455,11 +460,12 @@ impl<'a> Filling<'a> {
         if settings.force_upgrade {
             args.push("--upgrade".into());
         }
-        if settings.indexes.no_index {
-            // There is no variable for it.
-            args.push("--no-index".into());
-        }
         args.extend(uv_flags(&settings.extra_flags).unwrap_or_default());
+        for arg in settings.indexes.arguments_for_uv() {
+            if !args.contains(&arg) {
+                args.push(arg);
+            }
+        }
         args
     }
 

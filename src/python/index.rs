@@ -22,6 +22,11 @@ pub struct Indexes {
     pub timeout: Option<String>,
     pub constraints: Vec<String>,
     pub pre_releases: bool,
+    /// Names of packages, `:all:`, `:none:`.
+    pub no_binary: Vec<String>,
+    pub only_binary: Vec<String>,
+    pub no_deps: bool,
+    pub require_hashes: bool,
 }
 
 impl Indexes {
@@ -55,6 +60,12 @@ impl Indexes {
             let words = values.get(name).map(String::as_str).unwrap_or_default();
             words.split_whitespace().map(str::to_owned).collect()
         };
+        let names = |name: &str| -> Vec<String> {
+            let names = values.get(name).map(String::as_str).unwrap_or_default();
+            let names = names.split([',', ' ', '\n']).map(str::trim);
+            let names = names.filter(|name| !name.is_empty());
+            names.map(str::to_owned).collect()
+        };
         let is_on = |name: &str| {
             one(name).is_some_and(|v| {
                 matches!(
@@ -75,6 +86,10 @@ impl Indexes {
             timeout: one("timeout").or_else(|| one("default-timeout")),
             constraints: words("constraint"),
             pre_releases: is_on("pre"),
+            no_binary: names("no-binary"),
+            only_binary: names("only-binary"),
+            no_deps: is_on("no-deps"),
+            require_hashes: is_on("require-hashes"),
         }
     }
 
@@ -117,7 +132,15 @@ impl Indexes {
             .chain(links)
             .map(|(kind, url)| format!("{kind} {}", without_user(url.expose())))
             .collect();
-        places.push(format!("{} {}", self.no_index, self.pre_releases));
+        places.push(format!(
+            "{} {} {} {} {:?} {:?}",
+            self.no_index,
+            self.pre_releases,
+            self.no_deps,
+            self.require_hashes,
+            self.no_binary,
+            self.only_binary
+        ));
         places.extend(self.constraints.iter().cloned());
         places
     }
@@ -172,6 +195,27 @@ impl Indexes {
         }
         told.extend(self.connection.for_uv(env));
         told
+    }
+
+    /// For what uv has no variables.
+    pub fn arguments_for_uv(&self) -> Vec<String> {
+        let mut args = Vec::new();
+        for (is_on, flag) in [
+            (self.no_index, "--no-index"),
+            (self.no_deps, "--no-deps"),
+            (self.require_hashes, "--require-hashes"),
+        ] {
+            if is_on {
+                args.push(flag.to_owned());
+            }
+        }
+        for (flag, names) in [
+            ("--no-binary", &self.no_binary),
+            ("--only-binary", &self.only_binary),
+        ] {
+            args.extend(names.iter().map(|name| format!("{flag}={name}")));
+        }
+        args
     }
 
     /// What pip is told: what it reads by itself, the places that the agent's configuration adds,

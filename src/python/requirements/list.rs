@@ -51,6 +51,14 @@ impl List {
         self.lines.iter().any(extra)
     }
 
+    /// A setting that uv has nothing for.
+    pub fn only_for_pip(&self) -> Option<&str> {
+        self.lines.iter().find_map(|line| match line {
+            Line::Setting(setting) if setting == "--prefer-binary" => Some(setting.as_str()),
+            _ => None,
+        })
+    }
+
     /// What uv does not take from a file (or lets its variables overrule), as pip means it.
     pub fn variables_for_uv(&self, env: &Variables) -> Variables {
         let mut told = Variables::new();
