@@ -29,9 +29,9 @@ pub fn detail(cause: &Cause, lines: &[String]) -> String {
             static RAISED: LazyLock<Regex> = LazyLock::new(|| {
                 pattern(r"^(?:[A-Za-z_.]+(?:Error|Exception)|(?:fatal )?error): .+")
             });
-            let said =
+            let mut said =
                 lines().filter(|line| RAISED.is_match(line) && !line.contains("Failed to build"));
-            said.last().unwrap_or_default().to_owned()
+            said.next_back().unwrap_or_default().to_owned()
         }
         Cause::Certificate { .. } => {
             static DOUBT: LazyLock<Regex> = LazyLock::new(|| {
