@@ -65,7 +65,11 @@ pub(super) async fn check(settings: &Settings, env: &Variables) -> Result<(), No
     connected.await.map(drop).map_err(NotRun::Container)
 }
 
-pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, ContainerError> {
+pub(super) async fn plan(
+    run: &Run,
+    settings: &Settings,
+    engine: &Engine,
+) -> Result<Plan, ContainerError> {
     let asking = Known::ask(run, settings);
     let known = tokio::select! {
         known = asking => known.map_err(|error| ContainerError::Task(error.to_string()))?,
@@ -86,7 +90,11 @@ pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, Contain
         run.console.say(format!("Note: {note}"));
     }
 
-    let granted = gpus::grant(asked(run, settings));
+    let mut asked = asked(run, settings);
+    if asked.devices.is_none() {
+        asked.driver = engine.has_nvidia().await;
+    }
+    let granted = gpus::grant(asked);
     let use_ours;
     let left_out;
     (words, use_ours, left_out) = gpus::apply(&granted, words);
@@ -242,7 +250,7 @@ fn asked<'a>(run: &'a Run, settings: &Settings) -> Asked<'a> {
             Gpus::Only(list) => Some(list),
         },
         variable_only: settings.gpus_by_variable,
-        driver: std::path::Path::new("/proc/driver/nvidia/version").exists(),
+        driver: false,
     }
 }
 
