@@ -267,15 +267,20 @@ fn say(run: &Run, choice: &Choice, arguments: &[String]) {
             choice.setup_script.join("\n")
         ));
     }
+    run.console.say(format!(
+        "Executing: {} (image of {})",
+        command(arguments, &choice.image),
+        choice.why
+    ));
+}
+
+/// What could be typed at a shell.
+fn command(arguments: &[String], image: &str) -> String {
     let shown = arguments.iter().map(|word| shlex::try_quote(word));
     let mut words = vec!["docker".into(), "run".into()];
     words.extend(shown.filter_map(Result::ok));
-    words.push(choice.image.as_str().into());
-    run.console.say(format!(
-        "Executing: {} (image of {})",
-        words.join(" "),
-        choice.why
-    ));
+    words.push(image.into());
+    words.join(" ")
 }
 
 /// Records the container in the task, once it runs: one that cannot would only be in the way.
@@ -329,6 +334,19 @@ fn container_name(run: &Run, settings: &Settings, document: &Value) -> Option<St
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_is_one_that_a_shell_understands() {
+        for (arguments, expected) in [
+            (&[][..], "docker run img"),
+            (
+                &["-e".to_owned(), "A=b c".to_owned()],
+                "docker run -e 'A=b c' img",
+            ),
+        ] {
+            assert_eq!(command(arguments, "img"), expected);
+        }
+    }
 
     #[test]
     fn fields_of_the_task_are_found_by_path() {
