@@ -320,13 +320,17 @@ pub(super) fn say(run: &Run, choice: &Choice, arguments: &[String], runtime: &st
 
 /// The command that does the same.
 pub(super) fn say_call(run: &Run, words: &[String], choice: &Choice) {
-    let words = words.iter().map(|word| shlex::try_quote(word));
-    let words: Vec<_> = words.filter_map(Result::ok).collect();
     run.console.say(format!(
         "Executing: {} (image of {})",
-        words.join(" "),
+        at_a_shell(words),
         choice.why
     ));
+}
+
+/// What could be typed there.
+fn at_a_shell(words: &[String]) -> String {
+    let words = words.iter().map(|word| shlex::try_quote(word));
+    words.filter_map(Result::ok).collect::<Vec<_>>().join(" ")
 }
 
 /// Records the container in the task, once it runs: one that cannot would only be in the way.
@@ -380,6 +384,17 @@ fn container_name(run: &Run, settings: &Settings, document: &Value) -> Option<St
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_is_one_that_a_shell_understands() {
+        for (words, expected) in [
+            (&["docker", "run", "img"][..], "docker run img"),
+            (&["docker", "-e", "A=b c"], "docker -e 'A=b c'"),
+        ] {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            assert_eq!(at_a_shell(&words), expected);
+        }
+    }
 
     #[test]
     fn fields_of_the_task_are_found_by_path() {

@@ -4,11 +4,13 @@
 //! [`create`] makes the prefix while the code is fetched, [`fill::fill`] installs the task's list,
 //! [`prefix::activated`] gives the script's environment. A prefix is made anew for each run and not
 //! kept: conda writes its path into the files of its packages, and it hard-links them from a
-//! package cache of its own.
+//! package cache of its own. What takes long is the search for versions that go together, and its
+//! result is kept ([`solved`]).
 
 mod fill;
 mod find;
 pub mod prefix;
+mod solved;
 pub mod specs;
 pub mod words;
 
@@ -20,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) use fill::{Lists, fill};
 pub use find::{Conda, Dialect, find, pythons};
 
+use self::solved::{Place, Solved};
 use self::words::{CondaFailure, meaning, trimmed};
 use super::choice;
 use super::environment::Environment;
@@ -138,6 +141,12 @@ impl Calling<'_> {
     /// An empty environment with this Python, and pip.
     async fn make(&self, prefix: &Path, python: &str) -> Result<(), PythonError> {
         let packages = [format!("python={python}"), "pip".into()];
+        let known = Place::of(self.conda, self.settings, &packages);
+        if let Some(known) = &known
+            && self.as_known("create", prefix, known).await?.is_some()
+        {
+            return Ok(());
+        }
         let doing = "make the environment";
         let place = prefix.to_string_lossy().into_owned();
         let made = match self.conda.dialect {
@@ -155,7 +164,57 @@ impl Calling<'_> {
                 self.run(doing, words(&args)).await?
             }
         };
-        made.map_err(PythonError::Conda)
+        made.map_err(PythonError::Conda)?;
+        if let (Some(known), Some(solved)) = (known, Solved::of(prefix, Vec::new())) {
+            known.write(&solved);
+        }
+        Ok(())
+    }
+
+    /// `create` or `install` of what was found in a former run. `None`: there is nothing of the kind, or
+    /// it can't be had any more; else what was left for pip.
+    async fn as_known(
+        &self,
+        command: &str,
+        prefix: &Path,
+        place: &Place,
+    ) -> Result<Option<Vec<String>>, PythonError> {
+        let Some((solved, age)) = place.read() else {
+            return Ok(None);
+        };
+        let file = private_file(".txt", &solved.explicit())?;
+        let file = file.path().to_string_lossy().into_owned();
+        let folder = prefix.to_string_lossy().into_owned();
+        let args = [
+            command, "--yes", "--quiet", "--prefix", &folder, "--file", &file,
+        ];
+        if command != "create" {
+            self.console.say(format!(
+                "Packages: by {}: the {} that it found {} min ago",
+                self.conda.name,
+                solved.files.len(),
+                age.as_secs() / 60
+            ));
+        }
+        match self
+            .run("install what it found before", words(&args))
+            .await?
+        {
+            Ok(()) => Ok(Some(solved.left)),
+            Err(_) => {
+                place.forget();
+                self.console.say(format!(
+                    "Note: what {} found in a former run can't be had again (see above): it \
+                     searches anew.",
+                    self.conda.name
+                ));
+                if command == "create" {
+                    // One that was begun is in the way.
+                    let _ = super::cache::tree::remove(prefix);
+                }
+                Ok(None)
+            }
+        }
     }
 
     /// Installs into an environment that is there.
@@ -178,24 +237,28 @@ impl Calling<'_> {
 
     /// An `environment.yml`, with the channels; JSON is YAML too.
     fn file(&self, packages: &[String]) -> Result<tempfile::NamedTempFile, PythonError> {
-        use std::io::Write as _;
         let text = serde_json::json!({
             "channels": self.settings.conda.channels,
             "dependencies": packages,
         });
-        let failed = |cause: std::io::Error| PythonError::Io {
-            what: "the list of packages can't be written to the temporary folder".into(),
-            cause: cause.to_string(),
-        };
-        let mut file = tempfile::Builder::new()
-            .prefix("environment-")
-            .suffix(".yml")
-            .tempfile()
-            .map_err(failed)?;
-        file.write_all(text.to_string().as_bytes())
-            .map_err(failed)?;
-        Ok(file)
+        private_file(".yml", &text.to_string())
     }
+}
+
+/// A file that nobody else can read.
+fn private_file(suffix: &str, text: &str) -> Result<tempfile::NamedTempFile, PythonError> {
+    use std::io::Write as _;
+    let failed = |cause: std::io::Error| PythonError::Io {
+        what: "the list of packages can't be written to the temporary folder".into(),
+        cause: cause.to_string(),
+    };
+    let mut file = tempfile::Builder::new()
+        .prefix("environment-")
+        .suffix(suffix)
+        .tempfile()
+        .map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    Ok(file)
 }
 
 fn words(words: &[&str]) -> Vec<String> {
