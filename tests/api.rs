@@ -37,6 +37,10 @@ async fn claim(
     };
     match claim::ready(&task, &taking, |_| false) {
         Ready::Now => claim::claim(session, task, &taking, console).await,
+        Ready::Unanswered(within) => {
+            let task = claim::asking::ask(session, &task, &taking, within).await?;
+            claim::claim(session, task, &taking, console).await
+        }
         Ready::Later(why) | Ready::Never(why) => Err(why),
     }
 }

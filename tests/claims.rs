@@ -31,6 +31,14 @@ fn queued(world: &World, text: &str) -> String {
     id
 }
 
+/// On another machine, as it were: one that does not see this one's journals.
+fn move_elsewhere(world: &mut World, name: &str) {
+    let journals = world.path(name).display().to_string();
+    world
+        .env
+        .insert("CLEARML__AGENT__JOURNAL__PATH".into(), journals);
+}
+
 fn entries(world: &World) -> usize {
     let queues = world.api.call("queues.get_all", json!({}));
     queues["queues"][0]["entries"].as_array().unwrap().len()
@@ -53,7 +61,7 @@ fn the_same_job_goes_on_with_its_own_task_and_nobody_else_does() {
     start(&world, &id, &[])
         .wait()
         .exits(76)
-        .complains("an earlier agent of this job still runs it");
+        .complains("an earlier agent of this job (job 7) still runs it");
     first.signal("KILL");
     let _ = first.wait();
     assert_eq!(world.api.status(&id), "in_progress");
@@ -300,11 +308,9 @@ while not os.path.exists(os.environ['GO']): time.sleep(0.01)
     let file = world.path("result.json");
     let mut first = start(&world, &id, &["--result", file.to_str().unwrap()]);
     first.line_with("attempt 1");
-    // On another machine, as it were: one that does not see the first one's journal.
-    let journals = world.path("elsewhere").display().to_string();
-    world
-        .env
-        .insert("CLEARML__AGENT__JOURNAL__PATH".into(), journals);
+    // The batch system has started the job again, somewhere else.
+    move_elsewhere(&mut world, "elsewhere");
+    world.env.insert("SLURM_RESTART_COUNT".into(), "1".into());
     let mut second = start(&world, &id, &[]);
     second.line_with("attempt 2");
     first
@@ -318,6 +324,120 @@ while not os.path.exists(os.environ['GO']): time.sleep(0.01)
     std::fs::write(go, "").unwrap();
     second.wait().exits(0);
     assert_eq!(world.api.status(&id), "completed");
+}
+
+/// Before it has seen that at a look at the task.
+#[test]
+fn the_end_of_an_attempt_is_not_written_over_a_later_one() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let text = "\
+import os, sys, time
+attempt = os.environ['CLEARML_AGENT_ATTEMPT']
+print('attempt', attempt, flush=True)
+while not os.path.exists(os.environ['HOME'] + '/end' + attempt): time.sleep(0.01)
+if attempt == '1': sys.exit(3)
+";
+    let id = queued(&world, text);
+    let mut first = start(&world, &id, &[]);
+    first.line_with("attempt 1");
+    move_elsewhere(&mut world, "elsewhere");
+    world.env.insert("SLURM_RESTART_COUNT".into(), "1".into());
+    let mut second = start(&world, &id, &[]);
+    second.line_with("Starting Task Execution");
+    std::fs::write(world.path("end1"), "").unwrap();
+    first
+        .wait()
+        .exits(76)
+        .complains("another agent has taken the task over");
+    assert_eq!(world.api.status(&id), "in_progress");
+    std::fs::write(world.path("end2"), "").unwrap();
+    second.wait().exits(0).prints("attempt 2");
+    assert_eq!(world.api.status(&id), "completed");
+}
+
+#[test]
+fn of_two_of_one_name_only_one_runs_the_task() {
+    let mut world = World::new();
+    // Two legs of a matrix.
+    for (name, value) in [
+        ("GITHUB_REPOSITORY", "o/r"),
+        ("GITHUB_RUN_ID", "7"),
+        ("GITHUB_JOB", "train"),
+    ] {
+        world.env.insert(name.into(), value.into());
+    }
+    let go = world.path("go").display().to_string();
+    world.env.insert("GO".into(), go.clone());
+    let text = "\
+import os, time
+print('attempt', os.environ['CLEARML_AGENT_ATTEMPT'], flush=True)
+while not os.path.exists(os.environ['GO']): time.sleep(0.01)
+";
+    let id = queued(&world, text);
+    let mut first = start(&world, &id, &[]);
+    first.line_with("attempt 1");
+    move_elsewhere(&mut world, "elsewhere");
+    start(&world, &id, &[])
+        .wait()
+        .exits(76)
+        .prints("asking whether it runs still")
+        .complains("an earlier agent of this job (github:o/r:7:train) still runs it");
+    assert_eq!(world.api.status(&id), "in_progress");
+    std::fs::write(go, "").unwrap();
+    first.wait().exits(0);
+    assert_eq!(world.api.status(&id), "completed");
+    assert_eq!(world.api.log(&id).matches("attempt").count(), 1);
+}
+
+#[test]
+fn of_many_that_would_go_on_with_a_killed_one_exactly_one_does() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let text = "\
+import os, time
+print('attempt', os.environ['CLEARML_AGENT_ATTEMPT'], flush=True)
+if os.environ['CLEARML_AGENT_ATTEMPT'] == '1': time.sleep(1000)
+";
+    for told_by_sync in [false, true] {
+        let id = queued(&world, text);
+        let mut first = start(&world, &id, &[]);
+        first.line_with("attempt 1");
+        first.signal("KILL");
+        let _ = first.wait();
+        if told_by_sync {
+            world.run(&["sync"]).exits(0);
+            assert_eq!(world.api.status(&id), "failed");
+            let reason = world.api.reason(&id);
+            assert!(reason.starts_with("the agent was killed"), "{reason}");
+            // Nobody else's.
+            claimant(&mut world, "job 8");
+            start(&world, &id, &[]).wait().exits(67);
+            claimant(&mut world, "job 7");
+        }
+        let racers: Vec<Running> = (0..6).map(|_| start(&world, &id, &[])).collect();
+        let mut codes: Vec<i32> = racers.into_iter().map(|racer| racer.wait().code).collect();
+        codes.sort_unstable();
+        assert_eq!(codes.remove(0), 0, "{codes:?}");
+        assert!(
+            codes.iter().all(|code| [67, 76].contains(code)),
+            "{codes:?}"
+        );
+        assert_eq!(world.api.status(&id), "completed");
+        let log = world.api.log(&id);
+        assert_eq!(log.matches("attempt 2\n").count(), 1, "{log}");
+    }
+}
+
+#[test]
+fn a_script_that_failed_by_itself_is_not_run_again() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let id = queued(&world, "raise SystemExit(3)");
+    start(&world, &id, &[]).wait().exits(3);
+    world.run(&["sync"]).exits(0);
+    start(&world, &id, &[]).wait().exits(67);
+    assert_eq!(world.api.status(&id), "failed");
 }
 
 #[test]

@@ -4,12 +4,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/nvml.rs"]
+mod nvml;
 #[path = "common/slurm.rs"]
 mod slurm;
 
 use std::path::PathBuf;
 
-use common::{World, eventually, script};
+use common::{World, eventually, eventually_or, script};
+use nvml::Driver;
 use slurm::Slurm;
 
 /// A Slurm, a server, and the agent on PATH.
@@ -40,6 +43,16 @@ impl Site {
 
     /// Submits a job script of the README, the `number`th of its bash blocks; gives the job's id.
     fn submit(&self, number: usize, task: &str, words: &[&str]) -> String {
+        self.submit_with(number, task, words, &[])
+    }
+
+    fn submit_with(
+        &self,
+        number: usize,
+        task: &str,
+        words: &[&str],
+        env: &[(&str, String)],
+    ) -> String {
         let readme = include_str!("../README.md");
         let block = readme.split("```bash\n").nth(number).unwrap();
         let (block, _) = block.split_once("```").unwrap();
@@ -69,6 +82,7 @@ impl Site {
             .env("PATH", path)
             .env("HOME", self.world.home.path())
             .env("TASK_ID", task)
+            .envs(env.iter().map(|(name, value)| (name, value)))
             .output()
             .unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -80,9 +94,12 @@ impl Site {
     }
 
     fn prints(&self, job: &str, text: &str) {
-        eventually(&format!("job {job} prints {text:?}"), || {
-            self.output(job).contains(text)
-        });
+        let found = || {
+            let state = self.slurm.ask(&["scontrol", "-o", "show", "job", job]);
+            format!("{}\n{state}", self.output(job))
+        };
+        let prints = || self.output(job).contains(text);
+        eventually_or(&format!("job {job} prints {text:?}"), prints, found);
     }
 
     /// Waits for the job's end; its exit code.
@@ -94,14 +111,15 @@ impl Site {
         self.slurm.field(job, "ExitCode")
     }
 
-    /// A job that was put back waits for two minutes by itself.
+    /// A job that was put back waits for two minutes by itself. In the second in which it ended, the node
+    /// takes a new start for the old one.
     fn start_now(&self, job: &str) {
         eventually(&format!("job {job} waits"), || {
             self.slurm.field(job, "JobState") == "PENDING"
         });
         let job = format!("jobid={job}");
         self.slurm
-            .ask(&["scontrol", "update", &job, "starttime=now"]);
+            .ask(&["scontrol", "update", &job, "starttime=now+2"]);
     }
 
     fn has_status(&self, task: &str, status: &str) {
@@ -146,7 +164,7 @@ fn a_jobs_life() {
     site.prints(&job, "checkpoint written");
     site.prints(
         &job,
-        "SIGTERM, and SIGKILL before Slurm sends it (KillWait)",
+        "SIGTERM, and SIGKILL before Slurm sends it (KillWait, or the job's end)",
     );
     site.start_now(&job);
     site.prints(&job, "attempt 2");
@@ -205,6 +223,89 @@ time.sleep(1000)
     site.prints(&job, "attempt 1");
     site.slurm.ask(&["scancel", "--full", &job]);
     site.has_status(&task, "stopped");
+}
+
+#[test]
+fn a_job_that_comes_to_its_time_limit() {
+    let Some(site) = Site::new() else { return };
+    // Slurm looks for such jobs twice a minute.
+    let task = site.queued(SLEEPER);
+    let limited = site.submit(TASK, &task, &["--time=1", "--mem=1"]);
+    site.prints(&limited, "attempt 1");
+    let end = ["scontrol", "update", "endtime=now"];
+    site.slurm
+        .ask(&[&end[..], &[&format!("jobid={limited}")]].concat());
+
+    // Meanwhile: one that is told of its end some time before has that time, not only what is between
+    // Slurm's two signals.
+    let slow = SLEEPER.replace(
+        "    print('checkpoint",
+        &format!(
+            "    time.sleep({})\n    print('checkpoint",
+            slurm::KILL_WAIT
+        ),
+    );
+    let told = site.queued(&slow);
+    let job = site.submit(TASK, &told, &["--time=1", "--mem=1"]);
+    site.prints(&job, "attempt 1");
+    site.slurm
+        .ask(&["scancel", "--signal=TERM", "--batch", &job]);
+    site.prints(&job, "checkpoint written");
+    // Nobody puts the job back, so the task is not left in progress; but if somebody does, it goes on.
+    assert_eq!(site.ends(&job), "143:0", "{}", site.output(&job));
+    site.has_status(&told, "stopped");
+    site.slurm.ask(&["scontrol", "requeue", &job]);
+    site.start_now(&job);
+    site.prints(&job, "attempt 2");
+    assert_eq!(site.ends(&job), "0:0", "{}", site.output(&job));
+    site.has_status(&told, "completed");
+
+    site.has_status(&task, "stopped");
+    assert_eq!(
+        site.world.api.reason(&task),
+        format!("preempted: Slurm job {limited} has come to its time limit")
+    );
+    site.prints(&limited, "checkpoint written");
+    site.ends(&limited);
+    assert_eq!(site.slurm.field(&limited, "JobState"), "TIMEOUT");
+}
+
+#[test]
+fn a_node_whose_gpus_are_not_well_is_drained_and_the_job_goes_elsewhere() {
+    let Some(site) = Site::new() else { return };
+    let driver = Driver::new("gpu 0 total=81920 used=100 remapfail=1\n");
+    site.world
+        .configure("agent.gpu_health_check: refuse\nagent.cuda_version: 0");
+    let task = site.queued("print('ran')");
+    let job = site.submit_with(DRAIN, &task, &[], &driver.env());
+    let node = || site.slurm.ask(&["scontrol", "-o", "show", "node"]);
+    eventually("the node is drained", || node().contains("+DRAIN"));
+    assert!(
+        node().contains("Reason=clearml-agent: GPU health"),
+        "{}",
+        node()
+    );
+    site.prints(&job, "a memory row could not be replaced");
+    eventually(&format!("job {job} waits"), || {
+        site.slurm.field(&job, "JobState") == "PENDING"
+    });
+    assert_eq!(site.world.api.status(&task), "queued");
+
+    // The device is exchanged.
+    driver.says("gpu 0 total=81920 used=100\n");
+    let name = format!(
+        "nodename={}",
+        site.slurm
+            .ask(&["sinfo", "-h", "-o", "%n"])
+            .lines()
+            .next()
+            .unwrap()
+    );
+    site.slurm
+        .ask(&["scontrol", "update", &name, "state=resume"]);
+    site.start_now(&job);
+    assert_eq!(site.ends(&job), "0:0", "{}", site.output(&job));
+    site.has_status(&task, "completed");
 }
 
 #[test]

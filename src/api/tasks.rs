@@ -109,6 +109,21 @@ pub struct Standing {
 
 /// The key of `runtime` that says by which claim the task runs.
 pub const CLAIM: &str = "clearml_agent_claim";
+/// The key that says which claim's agent was killed, where the status was set for that.
+pub const KILLED: &str = "clearml_agent_killed";
+
+impl Standing {
+    /// What the task's runtime has under `key`, where that is text and not empty.
+    pub fn said(&self, key: &str) -> Option<&str> {
+        said(&self.runtime, key)
+    }
+}
+
+/// What `runtime` has under `key`, where that is text and not empty.
+pub fn said<'a>(runtime: &'a serde_json::Map<String, Value>, key: &str) -> Option<&'a str> {
+    let text = runtime.get(key).and_then(Value::as_str);
+    text.filter(|text| !text.is_empty())
+}
 
 /// The task's present status. `Ok(None)`: it was deleted.
 pub async fn standing(session: &Session, id: &str) -> Result<Option<Standing>, ApiError> {
@@ -310,17 +325,19 @@ pub async fn runtime(
     Ok(task.map(|task| task.runtime).unwrap_or_default())
 }
 
-/// Adds to the task's `runtime`, or changes what is there.
-pub async fn add_to_runtime(
+/// Changes the task's `runtime` on the ground of what it is now; `change` says whether there is anything to
+/// write, and so does the answer. The server takes it as a whole: what others write in between is lost.
+pub async fn change_runtime(
     session: &Session,
     id: &str,
-    more: &[(&str, &str)],
-) -> Result<(), ApiError> {
+    change: impl FnOnce(&mut serde_json::Map<String, Value>) -> bool,
+) -> Result<bool, ApiError> {
     let mut all = runtime(session, id).await?;
-    for (name, value) in more {
-        all.insert((*name).to_owned(), Value::from(*value));
+    if !change(&mut all) {
+        return Ok(false);
     }
-    set_runtime(session, id, &all).await
+    set_runtime(session, id, &all).await?;
+    Ok(true)
 }
 
 /// Replaces `runtime` as a whole: read it first and keep what others put there.

@@ -42,7 +42,7 @@ pub(super) async fn register(run: &Run) {
     };
     let seconds = callback.timeout.as_secs().to_string();
     let more = [(TIMEOUT, seconds.as_str()), (POLL_FREQUENCY, "10")];
-    if let Err(error) = tasks::add_to_runtime(&run.session, &run.task.id, &more).await {
+    if let Err(error) = run.runtime.add(&more).await {
         run.console.say(format!(
             "Note: the abort callback is not registered: {error}"
         ));
@@ -145,8 +145,7 @@ async fn run_command(run: &Run, callback: &Callback, place: &Place) {
             .console
             .say(format!("Note: the abort callback failed: {error}")),
     }
-    if let Err(error) = tasks::add_to_runtime(&run.session, &run.task.id, &[(COMPLETED, "1")]).await
-    {
+    if let Err(error) = run.runtime.add(&[(COMPLETED, "1")]).await {
         tracing::debug!(%error, "the abort callback's end is not recorded");
     }
 }

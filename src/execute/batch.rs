@@ -1,9 +1,11 @@
 //! The end of a run that is one job of a batch system, or one rank of several.
 
-use super::claim::{FAILED_RANK, PREEMPTED};
+use serde_json::{Map, Value};
+
 use super::outcome::{Outcome, StopCause, Verdict};
 use super::run::Run;
-use super::scheduler::Batch;
+use super::runtime::{CLAIM, CLAIMANT, FAILED_RANK, PREEMPTED, ROUND, said};
+use super::scheduler::{Batch, Claimant};
 use super::slurm;
 use super::watch::failed_rank;
 use crate::api::ApiError;
@@ -26,19 +28,24 @@ pub(super) async fn of_the_job(run: &Run, outcome: Outcome) -> Outcome {
     let stop = &run.settings.stop;
     match stop.on_preempt {
         Some(then) => {
-            // What was cancelled, or had its time, is not started again.
+            let job = match &stop.batch {
+                Some(Batch::Slurm { job }) => slurm::job(job).await,
+                _ => None,
+            };
             let round = run.settings.claimant.as_ref().map_or(0, |c| c.round);
-            let then = match (then, &stop.batch) {
-                (OnPreempt::Keep, Some(Batch::Slurm { job }))
-                    if slurm::is_over(job, round).await =>
-                {
+            let then = match then {
+                // It was cancelled, had its time, or ends now by itself: nothing starts it again.
+                OnPreempt::Keep if job.as_ref().is_some_and(|job| !job.comes_back(round)) => {
                     OnPreempt::Stop
                 }
-                (then, _) => then,
+                then => then,
             };
             let by = stop.batch.as_ref().map(ToString::to_string);
-            let by = by.unwrap_or_else(|| "the agent".into());
-            Outcome::Stopped(StopCause::Preempted { by, then })
+            Outcome::Stopped(StopCause::Preempted {
+                by: by.unwrap_or_else(|| "the agent".into()),
+                then,
+                out_of_time: job.is_some_and(|job| job.is_out_of_time()),
+            })
         }
         None => outcome,
     }
@@ -70,6 +77,13 @@ fn then(outcome: &Outcome) -> Option<OnPreempt> {
     }
 }
 
+/// Whether the task may be left for the job's next start: then that is what becomes of it, too, where this
+/// agent does not come to the end.
+pub(super) fn may_be_kept(run: &Run, outcome: &Outcome) -> bool {
+    run.settings.stop.on_preempt == Some(OnPreempt::Keep)
+        && matches!(outcome, Outcome::Stopped(StopCause::Signal(TERM)))
+}
+
 /// After the status: what the next attempt, or the other ranks, are to know.
 pub(super) async fn hand_on(run: &Run, outcome: &Outcome, verdict: &Verdict) {
     let told = if run.settings.rank > 0 {
@@ -77,9 +91,10 @@ pub(super) async fn hand_on(run: &Run, outcome: &Outcome, verdict: &Verdict) {
     } else {
         match then(outcome) {
             Some(OnPreempt::Requeue) => requeue(run, verdict).await,
-            Some(OnPreempt::Keep) => {
-                let why = [(PREEMPTED, verdict.reason.as_str())];
-                tasks::add_to_runtime(&run.session, &run.task.id, &why).await
+            Some(OnPreempt::Keep) => tell_of_preemption(run, verdict).await.map(drop),
+            // Somebody may start the job again all the same (`scontrol requeue`).
+            Some(OnPreempt::Stop) if run.settings.stop.on_preempt == Some(OnPreempt::Keep) => {
+                tell_of_preemption(run, verdict).await.map(drop)
             }
             Some(OnPreempt::Stop) | None => Ok(()),
         }
@@ -87,6 +102,18 @@ pub(super) async fn hand_on(run: &Run, outcome: &Outcome, verdict: &Verdict) {
     if let Err(error) = told {
         eprintln!("clearml-agent: what comes next could not be told to the server: {error}");
     }
+}
+
+/// Unless another run has the task by now.
+async fn tell_of_preemption(run: &Run, verdict: &Verdict) -> Result<bool, ApiError> {
+    let tell = |all: &mut Map<String, Value>| {
+        let is_ours = said(all, CLAIM).is_none_or(|claim| claim == run.settings.run);
+        if is_ours {
+            all.insert(PREEMPTED.into(), verdict.reason.as_str().into());
+        }
+        is_ours
+    };
+    run.runtime.change(tell).await
 }
 
 async fn requeue(run: &Run, verdict: &Verdict) -> Result<(), ApiError> {
@@ -102,12 +129,14 @@ async fn requeue(run: &Run, verdict: &Verdict) -> Result<(), ApiError> {
         );
         return Ok(());
     };
-    let why = [(PREEMPTED, verdict.reason.as_str())];
-    tasks::add_to_runtime(&run.session, &run.task.id, &why).await?;
-    tasks::enqueue(&run.session, &run.task.id, queue).await
+    if tell_of_preemption(run, verdict).await? {
+        tasks::enqueue(&run.session, &run.task.id, queue).await?;
+    }
+    Ok(())
 }
 
-/// A rank that failed by itself takes the others with it. The first to fail is told of.
+/// A rank that failed by itself takes the others with it. The first to fail is told of, and only to the
+/// ranks of the same start.
 async fn tell_of_failure(run: &Run, outcome: &Outcome, verdict: &Verdict) -> Result<(), ApiError> {
     let failed = match outcome {
         Outcome::Exited { code } => *code != 0,
@@ -115,14 +144,45 @@ async fn tell_of_failure(run: &Run, outcome: &Outcome, verdict: &Verdict) -> Res
         Outcome::Inside(report) => report.status() == FinalStatus::Failed,
         Outcome::Stopped(_) => false,
     };
-    if !failed || run.settings.claimant.is_none() {
+    let Some(claimant) = run.settings.claimant.as_ref().filter(|_| failed) else {
         return Ok(());
-    }
-    let (session, id) = (&run.session, run.task.id.as_str());
-    let known = tasks::standing(session, id).await?;
-    if known.as_ref().and_then(failed_rank).is_some() {
-        return Ok(());
-    }
+    };
     let what = format!("rank {} failed: {}", run.settings.rank, verdict.reason);
-    tasks::add_to_runtime(session, id, &[(FAILED_RANK, &what)]).await
+    let tell = |all: &mut Map<String, Value>| {
+        let is_ours = is_of_this_start(all, claimant) && said(all, FAILED_RANK).is_none();
+        if is_ours {
+            all.insert(FAILED_RANK.into(), what.into());
+        }
+        is_ours
+    };
+    run.runtime.change(tell).await.map(drop)
+}
+
+fn is_of_this_start(runtime: &Map<String, Value>, claimant: &Claimant) -> bool {
+    said(runtime, CLAIMANT) == Some(&claimant.id)
+        && said(runtime, ROUND).and_then(|round| round.parse().ok()) == Some(claimant.round)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_tells_the_ranks_of_its_own_start() {
+        let mine = Claimant {
+            id: "job 7".into(),
+            round: 1,
+        };
+        for (holder, round, expected) in [
+            ("job 7", "1", true),
+            ("job 7", "2", false),
+            ("job 8", "1", false),
+            ("", "", false),
+        ] {
+            let runtime = [(CLAIMANT, holder), (ROUND, round)];
+            let runtime = runtime.map(|(key, value)| (key.to_owned(), value.into()));
+            let runtime = Map::from_iter(runtime);
+            assert_eq!(is_of_this_start(&runtime, &mine), expected, "{runtime:?}");
+        }
+    }
 }

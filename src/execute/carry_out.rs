@@ -3,22 +3,26 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::batch;
-use super::claim::{self, Claimed};
-use super::end::{End, write_status};
+use super::claim::Claimed;
+use super::end::{End, Told, write_status};
 use super::follow::follow;
 use super::in_container;
 use super::node;
-use super::outcome::{Outcome, Stage, Verdict};
+use super::outcome::{Outcome, Stage, StopCause, Verdict};
 use super::prepare;
 use super::result::Versions;
 use super::run::Run;
 use super::run_dir::RunDir;
+use super::runtime::Runtime;
+use super::scheduler;
 use super::settings::{Monitoring, Settings};
 use super::stop::Stop;
 use super::timeline::{Phase, Timeline};
 use super::watch::{OfTheRun, watch};
-use crate::api::tasks::{self, FinalStatus};
+use crate::api::tasks::FinalStatus;
 use crate::api::{Session, workers};
 use crate::journal::{self, Journal, Receipt, Upload};
 use crate::mask::Secrets;
@@ -97,6 +101,7 @@ pub(super) async fn carry_out(
         script: monitor::Script::default(),
         attempt: claimed.attempt,
         former_end: claimed.former_end.clone(),
+        runtime: Runtime::of(session.clone(), &claimed.task().id),
         settings,
     });
     let id = run.task.id.clone();
@@ -109,7 +114,7 @@ pub(super) async fn carry_out(
             .ok(),
     };
     let rank = run.settings.rank;
-    let claiming = if rank == 0 {
+    let mut claiming = if rank == 0 {
         journal.answer_for(&journal::Held {
             server: session.host(),
             task: &id,
@@ -135,12 +140,30 @@ pub(super) async fn carry_out(
         });
     }
     let monitor = (monitoring != Monitoring::Off).then(|| monitor::start(run.report()));
-    let of_the_run = OfTheRun {
-        claim: (rank == 0).then(|| run.settings.run.clone()),
-        is_recorded: run.settings.claimant.is_some(),
-        is_one_of_several: batch::is_one_of_several(&run),
+    let of_the_run = match rank {
+        0 => OfTheRun::Holder {
+            record: run.record(),
+            is_recorded: run.settings.claimant.is_some(),
+            former_claim: claimed.former_claim.clone(),
+            is_one_of_several: batch::is_one_of_several(&run),
+        },
+        _ => OfTheRun::Rank {
+            claimant: run
+                .settings
+                .claimant
+                .clone()
+                .filter(|_| batch::is_one_of_several(&run)),
+        },
     };
-    let watching = tokio::spawn(watch(session.clone(), id.clone(), of_the_run, stop.clone()));
+    let script_ended = CancellationToken::new();
+    let watching = tokio::spawn(watch(
+        session.clone(),
+        id.clone(),
+        of_the_run,
+        run.runtime.clone(),
+        stop.clone(),
+        script_ended.clone(),
+    ));
 
     // A task of its own: a defect that panics in there still ends here, with a status.
     let ran = tokio::spawn(prepare_and_follow(run.clone()))
@@ -152,16 +175,21 @@ pub(super) async fn carry_out(
         usage,
         versions,
     } = ran;
-    watching.abort();
+    script_ended.cancel();
     // Nothing of the run is left.
     drop(guard);
     let clean_up = tokio::task::spawn_blocking(move || drop(run_dir));
     // As early as it is known: a batch system may not leave much time.
     let told = outcome.verdict(&run.settings.mask);
-    if rank == 0 {
+    if rank == 0 && !batch::may_be_kept(&run, &outcome) {
         journal.will_end(&told.ending());
     }
     let outcome = batch::of_the_job(&run, outcome).await;
+    let is_recorded = run.settings.claimant.is_some()
+        || match &mut claiming {
+            Some(claiming) if claiming.is_finished() => claiming.await.unwrap_or(false),
+            _ => false,
+        };
 
     if !outcome.is_of_script() {
         journal.release_setup();
@@ -193,13 +221,23 @@ pub(super) async fn carry_out(
     if monitoring != Monitoring::Off {
         eprintln!("clearml-agent: {}", receipt.words());
     }
-    let mut is_told = true;
-    if let Some(status) = status {
-        is_told = write_status(&run, status, &verdict, &end, &stop).await;
-    }
+    let told = match status {
+        Some(status) => write_status(&run, status, &verdict, &end, &stop, is_recorded).await,
+        None => Told::Written,
+    };
+    let is_told = told != Told::Unheard;
+    let outcome = match told {
+        Told::TakenOver => {
+            let outcome = Outcome::Stopped(StopCause::TakenOver);
+            verdict = outcome.verdict(&run.settings.mask);
+            outcome
+        }
+        Told::Written | Told::LeftAsItIs | Told::Unheard => outcome,
+    };
     if is_told {
         batch::hand_on(&run, &outcome, &verdict).await;
     }
+    watching.abort();
     if let Some(claiming) = claiming {
         claiming.abort();
     }
@@ -225,7 +263,7 @@ pub(super) async fn carry_out(
         worker,
         outcome,
         verdict,
-        status: status.filter(|_| is_told),
+        status: status.filter(|_| matches!(told, Told::Written | Told::LeftAsItIs)),
         receipt,
         usage,
         versions,
@@ -239,27 +277,30 @@ pub(super) fn defect(panic: tokio::task::JoinError) -> Ran {
     })
 }
 
-/// Says in the task's runtime by which claim it runs, and, where the run is supervised, on which
-/// machine, as the Python agent does then.
-async fn record_claim(run: Arc<Run>) {
-    let attempt = run.attempt.to_string();
-    let mut more = Vec::new();
-    if run.settings.claimant.is_none() {
-        more.push((tasks::CLAIM, run.settings.run.as_str()));
-        more.push((claim::ATTEMPT, &attempt));
-        more.extend(
-            run.task
-                .runtime
-                .contains_key(claim::FAILED_RANK)
-                .then_some((claim::FAILED_RANK, "")),
-        );
-        more.extend(run.former_end.is_some().then_some((claim::PREEMPTED, "")));
-    }
+/// Says in the task's runtime by which claim it runs, in which pod, and, where the run is supervised, on
+/// which machine, as the Python agent does then. Gives whether the server has it.
+async fn record_claim(run: Arc<Run>) -> bool {
+    let mut more = scheduler::pod_fields(&run.settings.job.inherited);
     if run.settings.monitoring == Monitoring::Full {
-        more.push(("_exec_agent_hostname", run.settings.config.machine()));
+        let machine = run.settings.config.machine().to_owned();
+        more.push(("_exec_agent_hostname", machine));
     }
-    if let Err(error) = tasks::add_to_runtime(&run.session, &run.task.id, &more).await {
-        tracing::debug!(%error, "the claim is not recorded");
+    let is_recorded = run.settings.claimant.is_some();
+    let said = run.runtime.change(|all| {
+        if !is_recorded {
+            run.record().begin(all);
+        }
+        for (key, value) in &more {
+            all.insert((*key).to_owned(), value.as_str().into());
+        }
+        !is_recorded || !more.is_empty()
+    });
+    match said.await {
+        Ok(said) => said,
+        Err(error) => {
+            tracing::debug!(%error, "the claim is not recorded");
+            false
+        }
     }
 }
 

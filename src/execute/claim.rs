@@ -1,5 +1,6 @@
 //! Taking hold of the task. After this the task is ours to end; a refusal leaves it as it was.
 
+pub mod asking;
 mod queue_entry;
 mod ready;
 mod refused;
@@ -8,9 +9,10 @@ use self::queue_entry::take_from_queue;
 use self::ready::Attempt;
 pub use self::ready::{Ready, ready};
 pub use self::refused::Refused;
+use super::runtime::{CLAIM, Record, said};
 use super::scheduler::Claimant;
 use crate::api::tasks::{self, FinalStatus, StatusNote};
-use crate::api::{ApiError, Session, queues};
+use crate::api::{Session, queues};
 use crate::console::Console;
 use crate::task::{Status, Task};
 
@@ -23,6 +25,8 @@ pub struct Claimed {
     pub attempt: u32,
     /// How the attempt before ended, in words, where this goes on with one.
     pub former_end: Option<String>,
+    /// The claim by which the task was held before.
+    pub former_claim: Option<String>,
 }
 
 impl Claimed {
@@ -32,21 +36,13 @@ impl Claimed {
 
     fn of(task: Task, attempt: &Attempt) -> Self {
         Claimed {
+            former_claim: said(&task.runtime, CLAIM).map(str::to_owned),
             task,
             attempt: attempt.number,
             former_end: attempt.former_end.clone(),
         }
     }
 }
-
-/// Keys of the task's runtime: who has it, in which start of the job, for the how many-eth time; and
-/// why the last attempt was broken off.
-pub const CLAIMANT: &str = "clearml_agent_claimant";
-pub const ROUND: &str = "clearml_agent_round";
-pub const ATTEMPT: &str = "clearml_agent_attempt";
-pub const PREEMPTED: &str = "clearml_agent_preempted";
-/// The rank of several that failed first, and how.
-pub const FAILED_RANK: &str = "clearml_agent_failed_rank";
 
 /// Who takes the task, and how.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +76,8 @@ enum TakenFrom {
     /// Its entry was removed; its status is still `queued`.
     Queue(String),
     QueueAndSetInProgress,
+    /// An earlier run of the same job: whatever becomes of this one, the job may come back for it.
+    Claimant,
 }
 
 /// Takes `task`; says what it did on `console`.
@@ -104,9 +102,8 @@ pub async fn claim(
     match mode {
         Mode::AfterFirst => {
             // What the first rank has counted already.
-            let number = task.runtime.get(ATTEMPT).and_then(|n| n.as_str());
             let attempt = Attempt {
-                number: number.and_then(|n| n.parse().ok()).unwrap_or(1),
+                number: Attempt::recorded(&task),
                 former_end: None,
             };
             return Ok(Claimed::of(task, &attempt));
@@ -116,8 +113,8 @@ pub async fn claim(
             console.say(format!("Cloned task {id}: new task id={copy}"));
             task = fetch(session, &copy).await?;
         }
-        Mode::FromQueue if task.status == Status::InProgress => {
-            taken_from = TakenFrom::QueueAndSetInProgress;
+        Mode::FromQueue if task.status != Status::Queued => {
+            taken_from = TakenFrom::Claimant;
             console.say(format!(
                 "Task {id} is this job's already: going on with it, attempt {}",
                 attempt.number
@@ -148,11 +145,25 @@ pub async fn claim(
         },
     }
     // Before the start, so that the same job finds its own task again whatever happens.
-    if let Some(claimant) = claimant
-        && let Err(error) = record_claimant(session, &task, taking, claimant, &attempt).await
-    {
-        undo(session, id, taken_from, worker).await;
-        return Err(error.into());
+    if let Some(claimant) = claimant {
+        let record = Record {
+            claim: taking.run.to_owned(),
+            claimant: Some(claimant.clone()),
+            attempt: attempt.number,
+        };
+        let mut runtime = task.runtime.clone();
+        record.begin(&mut runtime);
+        if let Err(error) = tasks::set_runtime(session, &task.id, &runtime).await {
+            undo(session, id, taken_from, worker).await;
+            return Err(error.into());
+        }
+        if asking::was_asked_for(&task, taking) {
+            tokio::time::sleep(asking::CLOSE).await;
+            let now = fetch(session, id).await?;
+            if said(&now.runtime, CLAIM) != Some(taking.run) {
+                return Err(asking::runs_still(&now));
+            }
+        }
     }
     // The one `started` of the run: a later one would wipe out a request to stop, which the server
     // keeps in the status message.
@@ -168,28 +179,6 @@ pub async fn claim(
     Ok(Claimed::of(task, &attempt))
 }
 
-async fn record_claimant(
-    session: &Session,
-    task: &Task,
-    taking: &Taking<'_>,
-    claimant: &Claimant,
-    attempt: &Attempt,
-) -> Result<(), ApiError> {
-    let mut runtime = task.runtime.clone();
-    for old in [PREEMPTED, FAILED_RANK] {
-        runtime.remove(old);
-    }
-    for (key, value) in [
-        (tasks::CLAIM, taking.run.to_owned()),
-        (CLAIMANT, claimant.id.clone()),
-        (ROUND, claimant.round.to_string()),
-        (ATTEMPT, attempt.number.to_string()),
-    ] {
-        runtime.insert(key.to_owned(), value.into());
-    }
-    tasks::set_runtime(session, &task.id, &runtime).await
-}
-
 /// What was done to a task that cannot be started then.
 async fn undo(session: &Session, id: &str, taken_from: TakenFrom, worker: &str) {
     match taken_from {
@@ -203,7 +192,7 @@ async fn undo(session: &Session, id: &str, taken_from: TakenFrom, worker: &str) 
                 tracing::debug!(%error, "not stopped");
             }
         }
-        TakenFrom::Nowhere => {}
+        TakenFrom::Nowhere | TakenFrom::Claimant => {}
     }
 }
 

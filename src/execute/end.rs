@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::claim;
 use super::outcome::Verdict;
 use super::run::{Run, SILENCE};
+use super::runtime::CLAIM;
 use super::stop::Stop;
+use crate::api::ApiError;
 use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
 
 /// What the final status may take at least, however short `--drain-timeout` is.
@@ -55,33 +57,70 @@ impl End {
     }
 }
 
-/// Whether it is told; what cannot be written now, the journal keeps.
+/// What became of the final status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    Written,
+    /// Somebody else has set it.
+    LeftAsItIs,
+    /// Another run has the task by now: it is that one's to write.
+    TakenOver,
+    /// It could not be written now; the journal keeps it.
+    Unheard,
+}
+
+/// `is_recorded`: the server has this run's claim, so that another's means that it is over.
 pub(super) async fn write_status(
     run: &Run,
     status: FinalStatus,
     verdict: &Verdict,
     end: &End,
     stop: &Stop,
-) -> bool {
+    is_recorded: bool,
+) -> Told {
     let message = claim::changed_by(&run.settings.endpoint.worker);
     let note = StatusNote {
         reason: verdict.reason.as_str(),
         message: &message,
     };
-    let told = tokio::select! {
-        told = tasks::finish(&run.session, &run.task.id, status, note) => {
-            told.map_err(|error| error.to_string())
+    // The server compares no more than the status, and that is the same for every attempt.
+    let writing = async {
+        if is_recorded
+            && let Some(standing) = tasks::standing(&run.session, &run.task.id).await?
+            && standing
+                .said(CLAIM)
+                .is_some_and(|claim| claim != run.settings.run)
+        {
+            return Ok(None);
         }
+        tasks::finish(&run.session, &run.task.id, status, note)
+            .await
+            .map(Some)
+    };
+    let told = tokio::select! {
+        told = writing => told.map_err(|error: ApiError| error.to_string()),
         () = tokio::time::sleep_until(end.deadline) => Err("no answer in time".into()),
         () = end.hurried(stop) => Err("not waited for".into()),
     };
     match told {
-        Ok(StatusWrite::Written) => run.journal.status_is_told(),
-        Ok(StatusWrite::NotFromHere { message }) => {
+        Ok(Some(StatusWrite::Written)) => {
+            run.journal.status_is_told();
+            Told::Written
+        }
+        Ok(Some(StatusWrite::NotFromHere { message })) => {
             run.journal.status_is_told();
             eprintln!(
                 "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
             );
+            Told::LeftAsItIs
+        }
+        Ok(None) => {
+            run.journal.status_is_told();
+            eprintln!(
+                "clearml-agent: another agent has taken the task over: its status was left to that one ({})",
+                verdict.reason
+            );
+            Told::TakenOver
         }
         Err(error) => {
             eprintln!(
@@ -89,8 +128,7 @@ pub(super) async fn write_status(
                  `clearml-agent sync`, or the next run on this machine, writes it",
                 verdict.reason
             );
-            return false;
+            Told::Unheard
         }
     }
-    true
 }

@@ -9,7 +9,7 @@ use super::outcome::{Outcome, Stage, StopCause};
 use super::prepare::{Prepared, WriteBack};
 use super::run::Run;
 use super::run_dir;
-use super::settings::GRACE;
+use super::settings::Grace;
 use super::slurm;
 use super::timeline::Phase;
 use crate::api::Session;
@@ -132,8 +132,8 @@ async fn stop(
         }
     }
     let then = match settings.grace() {
-        Some(grace) => format!("if it still runs after {} s", grace.as_secs()),
-        None => "before Slurm sends it (KillWait)".into(),
+        Grace::Of(grace) => format!("if it still runs after {} s", grace.as_secs()),
+        Grace::LeftBySlurm { .. } => "before Slurm sends it (KillWait, or the job's end)".into(),
     };
     run.console.say(format!(
         "Stopping the script ({cause}): {}, and SIGKILL {then}",
@@ -157,8 +157,8 @@ async fn stop(
 /// How long the script has to end.
 pub(super) async fn grace(run: &Run) -> Duration {
     match run.settings.stop.grace() {
-        Some(grace) => grace,
-        None => slurm::kill_wait().await.map_or(GRACE, slurm::grace),
+        Grace::Of(grace) => grace,
+        Grace::LeftBySlurm { job } => slurm::grace(job).await,
     }
 }
 

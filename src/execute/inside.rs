@@ -14,7 +14,8 @@ use super::job_env::Variables;
 use super::not_run::NotRun;
 use super::outcome::{Outcome, Stage, StopCause};
 use super::run::Run;
-use super::settings::{self, Settings};
+use super::runtime::Runtime;
+use super::settings::{self, Grace, Settings};
 use super::stop::Stop;
 use super::take;
 use super::timeline::Timeline;
@@ -186,10 +187,12 @@ async fn run_task(
         carry_out::secrets_of(&task, settings.job.task_env, secrets);
     });
     let (id, worker) = (task.id.clone(), settings.endpoint.worker.clone());
+    let session = Arc::new(session);
     let run = Arc::new(Run {
         console: journal.console(),
         journal: journal.clone(),
-        session: Arc::new(session),
+        runtime: Runtime::of(session.clone(), &task.id),
+        session,
         settings,
         task,
         stop,
@@ -247,7 +250,10 @@ async fn set_up(
         tokio::select! {
             ended = job.wait() => Ok(ended),
             cause = stop.requested() => {
-                let grace = ready(settings.stop.grace().unwrap_or(settings::GRACE));
+                let grace = ready(match settings.stop.grace() {
+                    Grace::Of(grace) => grace,
+                    Grace::LeftBySlurm { .. } => settings::GRACE,
+                });
                 tokio::select! {
                     _ = job.stop(settings.stop.signal, grace) => {}
                     () = stop.hurried() => {}

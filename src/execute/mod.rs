@@ -22,6 +22,7 @@ pub mod report;
 pub mod result;
 pub mod run;
 pub mod run_dir;
+pub mod runtime;
 pub mod scheduler;
 pub mod settings;
 mod slurm;

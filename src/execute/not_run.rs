@@ -69,7 +69,9 @@ impl NotRun {
             NotRun::Refused(refused) => match refused {
                 Refused::NoSuchTask { .. } => Reason::NotFound,
                 Refused::NotQueued { .. } => Reason::NotQueued,
-                Refused::TakenByAnother { .. } | Refused::Held { .. } => Reason::TakenByAnother,
+                Refused::TakenByAnother { .. }
+                | Refused::Held { .. }
+                | Refused::RunsStill { .. } => Reason::TakenByAnother,
                 Refused::FirstRankSilent { .. } => Reason::NotQueued,
                 Refused::Ended { .. } => Reason::AlreadyEnded,
                 Refused::ReadOnly { .. } => Reason::ReadOnly,

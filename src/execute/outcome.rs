@@ -39,8 +39,12 @@ pub enum StopCause {
     Server { what: String },
     /// `--timeout`, in seconds.
     Timeout { after: u64 },
-    /// The machine is wanted back. `by`: the batch system and its job.
-    Preempted { by: String, then: OnPreempt },
+    /// The machine is wanted back. `by`: the batch system and its job; `out_of_time`: it had its time.
+    Preempted {
+        by: String,
+        then: OnPreempt,
+        out_of_time: bool,
+    },
     /// Another rank of several failed.
     Rank { what: String },
     /// Another agent has the task by now: all of it is that one's business.
@@ -56,13 +60,20 @@ impl std::fmt::Display for StopCause {
             StopCause::Timeout { after } => {
                 write!(f, "the run took longer than its --timeout of {after} s")
             }
-            StopCause::Preempted { by, then } => {
+            StopCause::Preempted {
+                by,
+                then,
+                out_of_time,
+            } => {
                 let then = match then {
                     OnPreempt::Stop => "",
                     OnPreempt::Requeue => ", the task goes back to its queue",
                     OnPreempt::Keep => ", the task is kept for this job's next start",
                 };
-                write!(f, "{by} was asked to end (SIGTERM){then}")
+                match out_of_time {
+                    false => write!(f, "{by} was asked to end (SIGTERM){then}"),
+                    true => write!(f, "{by} has come to its time limit{then}"),
+                }
             }
             StopCause::Rank { what } => f.write_str(what),
             StopCause::TakenOver => f.write_str("another agent has taken the task over"),

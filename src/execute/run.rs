@@ -12,6 +12,7 @@ use super::job_env::{Attempt, Variables};
 use super::not_run::NotRun;
 use super::outcome::StopCause;
 use super::result::{Log, Reason, ResultFile, RunResult, Script, Versions};
+use super::runtime::{Record, Runtime};
 use super::settings::{self, Monitoring, Settings};
 use super::stop::Stop;
 use super::take::{interrupted, take};
@@ -43,9 +44,19 @@ pub(super) struct Run {
     pub attempt: u32,
     /// How the attempt before ended.
     pub former_end: Option<String>,
+    pub runtime: Arc<Runtime>,
 }
 
 impl Run {
+    /// What stands in the task's runtime of this run, where it holds the task.
+    pub fn record(&self) -> Record {
+        Record {
+            claim: self.settings.run.clone(),
+            claimant: self.settings.claimant.clone(),
+            attempt: self.attempt,
+        }
+    }
+
     /// What the script is told of earlier attempts.
     pub fn attempt(&self) -> Attempt<'_> {
         Attempt {

@@ -32,41 +32,104 @@ fn set<'a>(env: &'a Variables, name: &str) -> Option<&'a str> {
     value.filter(|value| !value.is_empty())
 }
 
-/// `CLEARML_AGENT_CLAIM_ID`, or the job of Slurm, the pod of Kubernetes (whose containers may be
-/// started again), the run of GitHub's, GitLab's or Jenkins' CI. None for a person at a shell.
+/// `CLEARML_AGENT_CLAIM_ID`, or the job of Slurm, the job of a CI, the pod of Kubernetes (whose containers
+/// may be started again). None for a person at a shell.
+///
+/// The legs of a CI's matrix may have one name, and so may pods: who goes on with a task asks first
+/// whether it runs still (`claim::asking`).
 pub fn claimant(env: &Variables) -> Option<Claimant> {
-    let all = |names: &[&str]| -> Option<String> {
-        let values: Option<Vec<&str>> = names.iter().map(|name| set(env, name)).collect();
-        values.map(|values| values.join(":"))
-    };
-    let named = |system: &str, id: Option<String>| id.map(|id| format!("{system}:{id}"));
-    let slurm = || {
-        let cluster = set(env, "SLURM_CLUSTER_NAME").unwrap_or("cluster");
-        all(&["SLURM_JOB_ID"]).map(|job| format!("{cluster}:{job}"))
-    };
-    // One of several pods has a name of its own, and the others could not know it.
-    let pod = || match (set(env, "KUBERNETES_SERVICE_HOST"), set(env, "RANK")) {
-        (Some(_), None) => all(&["HOSTNAME"]),
-        _ => None,
-    };
     let id = set(env, "CLEARML_AGENT_CLAIM_ID")
         .map(str::to_owned)
-        .or_else(|| named("slurm", slurm()))
-        .or_else(|| named("pod", pod()))
-        .or_else(|| {
-            let run = ["GITHUB_REPOSITORY", "GITHUB_RUN_ID", "GITHUB_JOB"];
-            named("github", all(&run))
-        })
-        .or_else(|| {
-            let job = ["CI_PROJECT_PATH", "CI_PIPELINE_ID", "CI_JOB_NAME"];
-            named("gitlab", all(&job))
-        })
-        .or_else(|| named("jenkins", all(&["BUILD_TAG"])))?;
+        .or_else(|| slurm_job(env))
+        // Before the pod: it is a CI's own, and another one when the job is run again.
+        .or_else(|| ci_job(env))
+        .or_else(|| pod(env))?;
     let round = set(env, "SLURM_RESTART_COUNT").and_then(|count| count.parse().ok());
     Some(Claimant {
         id,
         round: round.unwrap_or(0),
     })
+}
+
+fn slurm_job(env: &Variables) -> Option<String> {
+    let cluster = set(env, "SLURM_CLUSTER_NAME").unwrap_or("cluster");
+    set(env, "SLURM_JOB_ID").map(|job| format!("slurm:{cluster}:{job}"))
+}
+
+fn pod(env: &Variables) -> Option<String> {
+    set(env, "KUBERNETES_SERVICE_HOST")?;
+    // One of several pods has a name of its own, and the others could not know it.
+    if set(env, "RANK").is_some() {
+        return None;
+    }
+    let name = set(env, "K8S_POD_NAME").or_else(|| set(env, "HOSTNAME"))?;
+    Some(match set(env, "K8S_NAMESPACE") {
+        Some(namespace) => format!("pod:{namespace}:{name}"),
+        None => format!("pod:{name}"),
+    })
+}
+
+/// What a CI calls a job and what is the same when it is run again; and, where there is one, the number of
+/// the leg.
+const CI_JOBS: [(&str, &[&str], Option<&str>); 5] = [
+    (
+        "github",
+        &["GITHUB_REPOSITORY", "GITHUB_RUN_ID", "GITHUB_JOB"],
+        None,
+    ),
+    // The name has the leg in it: `test 1/5`, `test: [a, b]`.
+    (
+        "gitlab",
+        &["CI_PROJECT_PATH", "CI_PIPELINE_ID", "CI_JOB_NAME"],
+        None,
+    ),
+    (
+        "buildkite",
+        &["BUILDKITE_BUILD_ID", "BUILDKITE_STEP_ID"],
+        Some("BUILDKITE_PARALLEL_JOB"),
+    ),
+    // The workspace is that of the workflow that is run again.
+    (
+        "circleci",
+        &["CIRCLE_WORKFLOW_WORKSPACE_ID", "CIRCLE_JOB"],
+        Some("CIRCLE_NODE_INDEX"),
+    ),
+    ("jenkins", &["BUILD_TAG"], None),
+];
+
+fn ci_job(env: &Variables) -> Option<String> {
+    CI_JOBS.iter().find_map(|(system, names, leg)| {
+        let mut words = vec![*system];
+        for name in *names {
+            words.push(set(env, name)?);
+        }
+        words.extend(leg.and_then(|leg| set(env, leg)));
+        Some(words.join(":"))
+    })
+}
+
+/// Where a pod runs, as the variables say that a manifest fills from the pod's own fields: what they are
+/// called in the task's runtime, and their values.
+pub fn pod_fields(env: &Variables) -> Vec<(&'static str, String)> {
+    const FIELDS: [(&str, &str); 5] = [
+        ("k8s_node_name", "K8S_NODE_NAME"),
+        ("k8s_pod_name", "K8S_POD_NAME"),
+        ("k8s_namespace", "K8S_NAMESPACE"),
+        ("k8s_pod_uid", "K8S_POD_UID"),
+        ("k8s_pod_ip", "K8S_POD_IP"),
+    ];
+    if set(env, "KUBERNETES_SERVICE_HOST").is_none() {
+        return Vec::new();
+    }
+    let value = |variable: &str| match (set(env, variable), variable) {
+        // A pod's host name is its own name, but for one on the host's network.
+        (None, "K8S_POD_NAME") => set(env, "HOSTNAME"),
+        (value, _) => value,
+    };
+    FIELDS
+        .iter()
+        .filter_map(|(name, variable)| Some((*name, value(variable)?.to_owned())))
+        .collect()
 }
 
 pub fn batch(env: &Variables) -> Option<Batch> {
@@ -77,7 +140,10 @@ pub fn batch(env: &Variables) -> Option<Batch> {
     }
     set(env, "KUBERNETES_SERVICE_HOST")?;
     Some(Batch::Kubernetes {
-        pod: set(env, "HOSTNAME").unwrap_or("?").to_owned(),
+        pod: set(env, "K8S_POD_NAME")
+            .or_else(|| set(env, "HOSTNAME"))
+            .unwrap_or("?")
+            .to_owned(),
     })
 }
 
@@ -132,6 +198,15 @@ mod tests {
                 Some(("slurm:cluster:12", 3)),
             ),
             (vars(&pod), Some(("pod:train-x7", 0))),
+            (
+                vars(&[
+                    pod[0],
+                    ("HOSTNAME", "node7"),
+                    ("K8S_POD_NAME", "train-x7"),
+                    ("K8S_NAMESPACE", "ml"),
+                ]),
+                Some(("pod:ml:train-x7", 0)),
+            ),
             (vars(&[pod[0], pod[1], ("RANK", "0")]), None),
             (
                 vars(&[slurm[0], pod[0], ("CLEARML_AGENT_CLAIM_ID", " mine ")]),
@@ -144,6 +219,29 @@ mod tests {
                     ("GITHUB_JOB", "train"),
                 ]),
                 Some(("github:o/r:7:train", 0)),
+            ),
+            // A runner in a pod, which is another one the next time.
+            (
+                vars(&[
+                    pod[0],
+                    pod[1],
+                    ("CI_PROJECT_PATH", "g/p"),
+                    ("CI_PIPELINE_ID", "5"),
+                    ("CI_JOB_NAME", "t 2/3"),
+                ]),
+                Some(("gitlab:g/p:5:t 2/3", 0)),
+            ),
+            (
+                vars(&[("BUILDKITE_BUILD_ID", "b"), ("BUILDKITE_STEP_ID", "s")]),
+                Some(("buildkite:b:s", 0)),
+            ),
+            (
+                vars(&[
+                    ("CIRCLE_WORKFLOW_WORKSPACE_ID", "w"),
+                    ("CIRCLE_JOB", "j"),
+                    ("CIRCLE_NODE_INDEX", "3"),
+                ]),
+                Some(("circleci:w:j:3", 0)),
             ),
             (vars(&[("GITHUB_RUN_ID", "7")]), None),
             (
@@ -163,6 +261,24 @@ mod tests {
             let found = found.as_ref().map(|c| (c.id.as_str(), c.round));
             assert_eq!(found, expected, "{env:?}");
         }
+    }
+
+    #[test]
+    fn where_a_pod_runs() {
+        let pod = [
+            ("KUBERNETES_SERVICE_HOST", "10.0.0.1"),
+            ("HOSTNAME", "train-x7"),
+            ("K8S_NODE_NAME", "gpu7"),
+            ("K8S_NAMESPACE", ""),
+        ];
+        assert_eq!(
+            pod_fields(&vars(&pod)),
+            [
+                ("k8s_node_name", "gpu7".to_owned()),
+                ("k8s_pod_name", "train-x7".to_owned())
+            ]
+        );
+        assert!(pod_fields(&vars(&pod[1..])).is_empty());
     }
 
     #[test]

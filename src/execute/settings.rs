@@ -82,11 +82,23 @@ pub struct JobSettings {
     pub task_env: bool,
 }
 
+/// How long a script has to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grace<'a> {
+    Of(Duration),
+    /// As long as Slurm leaves it.
+    LeftBySlurm {
+        job: &'a str,
+    },
+}
+
 impl StopSettings {
-    /// How long a script has to end; `None`: as long as Slurm leaves it.
-    pub fn grace(&self) -> Option<Duration> {
-        let in_slurm = matches!(self.batch, Some(Batch::Slurm { .. }));
-        self.given_grace.or((!in_slurm).then_some(GRACE))
+    pub fn grace(&self) -> Grace<'_> {
+        match (self.given_grace, &self.batch) {
+            (Some(grace), _) => Grace::Of(grace),
+            (None, Some(Batch::Slurm { job })) => Grace::LeftBySlurm { job },
+            (None, _) => Grace::Of(GRACE),
+        }
     }
 }
 

@@ -1,46 +1,94 @@
 //! What Slurm says when it is asked.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::settings::GRACE;
 
 /// A controller that does not answer by then is not waited for.
 const LIMIT: Duration = Duration::from_secs(1);
+/// A job that ends within this was told of that (`--signal=B:TERM@300`, a partition's `GraceTime`); else
+/// SIGTERM came from somebody who says nothing of a time.
+const NEAR: Duration = Duration::from_secs(3600);
+
+/// A job, as far as its end goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    state: String,
+    reason: String,
+    /// A job that is put back counts one start more already.
+    restarts: Option<u32>,
+    /// Since the epoch.
+    end: Option<Duration>,
+}
+
+/// What the controller says of `job`, where there is one that answers.
+pub async fn job(job: &str) -> Option<Job> {
+    Job::read(&scontrol(&["-o", "show", "job", job]).await?)
+}
 
 /// How long Slurm leaves a job between SIGTERM and SIGKILL (`KillWait`).
-pub async fn kill_wait() -> Option<Duration> {
+async fn kill_wait() -> Option<Duration> {
+    read_kill_wait(&scontrol(&["show", "config"]).await?)
+}
+
+async fn scontrol(words: &[&str]) -> Option<String> {
     let mut ask = tokio::process::Command::new("scontrol");
-    ask.args(["show", "config"])
+    ask.args(words)
+        .env("SLURM_TIME_FORMAT", "%s")
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true);
     let answer = tokio::time::timeout(LIMIT, ask.output()).await.ok()?.ok()?;
-    read_kill_wait(&String::from_utf8_lossy(&answer.stdout))
+    Some(String::from_utf8_lossy(&answer.stdout).into_owned())
 }
 
-/// Whether `job`, which was started again `round` times before, is being ended for good: cancelled, or
-/// its time is over. A job that is put back counts one start more already.
-pub async fn is_over(job: &str, round: u32) -> bool {
-    let mut ask = tokio::process::Command::new("scontrol");
-    ask.args(["-o", "show", "job", job])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true);
-    match tokio::time::timeout(LIMIT, ask.output()).await {
-        Ok(Ok(answer)) => ends_for_good(&String::from_utf8_lossy(&answer.stdout), round),
-        _ => false,
+impl Job {
+    /// `JobId=7 JobName=x … JobState=COMPLETING Reason=None … Restarts=0 … EndTime=1795472758 …`
+    fn read(shown: &str) -> Option<Job> {
+        let field = |name: &str| {
+            let mut fields = shown.split_whitespace();
+            fields.find_map(|field| field.strip_prefix(name))
+        };
+        let end = field("EndTime=").and_then(|at| at.parse().ok());
+        Some(Job {
+            state: field("JobState=")?.to_owned(),
+            reason: field("Reason=").unwrap_or_default().to_owned(),
+            restarts: field("Restarts=").and_then(|count| count.parse().ok()),
+            end: end.map(Duration::from_secs),
+        })
+    }
+
+    /// Whether the job, which was started again `round` times before, is put back to be started once more.
+    /// One that runs on is not: it ends with its script.
+    pub fn comes_back(&self, round: u32) -> bool {
+        self.restarts.is_none_or(|restarts| restarts > round)
+    }
+
+    pub fn is_out_of_time(&self) -> bool {
+        self.reason == "TimeLimit" || ["TIMEOUT", "DEADLINE"].contains(&self.state.as_str())
+    }
+
+    /// How long a job that runs on may run, where that is not long.
+    fn left(&self, now: Duration) -> Option<Duration> {
+        let end = self.end.filter(|_| self.state == "RUNNING")?;
+        let left = end.saturating_sub(now);
+        (left <= NEAR).then_some(left)
     }
 }
 
-/// `JobId=7 JobName=x … JobState=COMPLETING Reason=None … Restarts=0 …`
-fn ends_for_good(job: &str, round: u32) -> bool {
-    let field = |name: &str| {
-        job.split_whitespace()
-            .find_map(|field| field.strip_prefix(name))
-    };
-    let ends = ["COMPLETING", "CANCELLED", "TIMEOUT", "DEADLINE"];
-    let restarts = field("Restarts=").and_then(|count| count.parse().ok());
-    field("JobState=").is_some_and(|state| ends.contains(&state))
-        && restarts.is_some_and(|restarts: u32| restarts <= round)
+/// How long a script of `job_id` may take to end, now that the job was sent SIGTERM.
+pub async fn grace(job_id: &str) -> Duration {
+    let (wait, job) = tokio::join!(kill_wait(), job(job_id));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    grace_of(wait, job.as_ref(), now.unwrap_or_default())
+}
+
+/// What KillWait leaves, and more where the job is not ended yet, only told of its end.
+fn grace_of(kill_wait: Option<Duration>, job: Option<&Job>, now: Duration) -> Duration {
+    let after_the_end = kill_wait.map_or(GRACE, part_of);
+    let left = job.and_then(|job| job.left(now));
+    after_the_end.max(left.map_or(Duration::ZERO, part_of))
 }
 
 /// `KillWait                = 30 sec`
@@ -57,32 +105,40 @@ fn read_kill_wait(config: &str) -> Option<Duration> {
 }
 
 /// What of that the script may have: the log and the status need a part.
-pub fn grace(kill_wait: Duration) -> Duration {
-    let rest = (kill_wait / 5).max(Duration::from_secs(2));
-    kill_wait.saturating_sub(rest)
+fn part_of(time: Duration) -> Duration {
+    let rest = (time / 5).clamp(Duration::from_secs(2), Duration::from_secs(30));
+    time.saturating_sub(rest)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn shown(state: &str, reason: &str, restarts: u32, end: &str) -> Option<Job> {
+        Job::read(&format!(
+            "JobId=7 JobState={state} Reason={reason} Requeue=1 Restarts={restarts} EndTime={end} x=y"
+        ))
+    }
+
     #[test]
-    fn which_jobs_do_not_come_back() {
-        for (state, restarts, round, expected) in [
-            // scancel, and the end of its time.
-            ("COMPLETING", 0, 0, true),
-            ("CANCELLED", 0, 0, true),
-            ("COMPLETING", 2, 2, true),
+    fn which_jobs_come_back() {
+        for (state, reason, restarts, round, back, out_of_time) in [
             // Put back.
-            ("COMPLETING", 1, 0, false),
+            ("COMPLETING", "None", 1, 0, true, false),
+            ("PENDING", "BeginTime", 3, 2, true, false),
+            // Cancelled, or its time is over.
+            ("COMPLETING", "None", 0, 0, false, false),
+            ("CANCELLED", "None", 0, 0, false, false),
+            ("COMPLETING", "TimeLimit", 2, 2, false, true),
+            ("TIMEOUT", "TimeLimit", 0, 0, false, true),
             // Not Slurm's doing, or some time is left.
-            ("RUNNING", 0, 0, false),
+            ("RUNNING", "None", 0, 0, false, false),
         ] {
-            let shown =
-                format!("JobId=7 JobState={state} Reason=None Requeue=1 Restarts={restarts} x=y");
-            assert_eq!(ends_for_good(&shown, round), expected, "{shown} {round}");
+            let job = shown(state, reason, restarts, "Unknown").unwrap();
+            assert_eq!(job.comes_back(round), back, "{job:?} {round}");
+            assert_eq!(job.is_out_of_time(), out_of_time, "{job:?}");
         }
-        assert!(!ends_for_good("", 0));
+        assert_eq!(Job::read(""), None);
     }
 
     #[test]
@@ -90,9 +146,27 @@ mod tests {
         let config = "KeepAliveTime           = SYSTEM_DEFAULT\nKillOnBadExit           = 0\nKillWait                = 30 sec\n";
         assert_eq!(read_kill_wait(config), Some(Duration::from_secs(30)));
         assert_eq!(read_kill_wait("KillOnBadExit = 0\n"), None);
-        for (wait, expected) in [(30, 24), (5, 3), (1, 0)] {
-            let wait = Duration::from_secs(wait);
-            assert_eq!(grace(wait), Duration::from_secs(expected));
+        let now = Duration::from_secs(1_795_472_000);
+        for (wait, state, end, expected) in [
+            (Some(30), "COMPLETING", "1795472000", 24),
+            (Some(5), "COMPLETING", "1795472000", 3),
+            (Some(1), "COMPLETING", "1795472000", 0),
+            (None, "COMPLETING", "1795472000", GRACE.as_secs()),
+            // Told of its end before that comes.
+            (Some(30), "RUNNING", "1795472300", 270),
+            (Some(30), "RUNNING", "1795472060", 48),
+            (Some(30), "RUNNING", "1795472010", 24),
+            // It could run for days.
+            (Some(30), "RUNNING", "1795672000", 24),
+            (Some(30), "RUNNING", "Unknown", 24),
+        ] {
+            let job = shown(state, "None", 0, end);
+            let grace = grace_of(wait.map(Duration::from_secs), job.as_ref(), now);
+            assert_eq!(
+                grace,
+                Duration::from_secs(expected),
+                "{wait:?} {state} {end}"
+            );
         }
     }
 }

@@ -71,12 +71,20 @@ async fn when_ready(
     // Many wait for the same server: they are not to ask in step, and ever more seldom.
     let mut pause = Duration::from_secs_f64(shortest);
     let mut told = false;
-    let runs_here =
-        |claim: &str| journal::runs(&settings.journal.dir, settings.config.machine(), claim);
+    let has_died =
+        |claim: &str| journal::has_died(&settings.journal.dir, settings.config.machine(), claim);
     loop {
         let task = claim::fetch(session, &settings.task).await?;
-        let why = match claim::ready(&task, taking, runs_here) {
+        let why = match claim::ready(&task, taking, has_died) {
             Ready::Now => return Ok(task),
+            Ready::Unanswered(within) => {
+                console.say(format!(
+                    "Task {} is this job's already: asking whether it runs still, for {} s at most",
+                    task.id,
+                    within.as_secs() + 1
+                ));
+                return claim::asking::ask(session, &task, taking, within).await;
+            }
             Ready::Never(why) => return Err(why),
             Ready::Later(why) => why,
         };

@@ -1,10 +1,14 @@
-//! Looking at the task on the server while it runs: an abort there becomes the run's stop request.
+//! Looking at the task on the server while it runs: an abort there becomes the run's stop request; others
+//! that ask whether the task runs still are answered, to the very end of the run.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::claim::FAILED_RANK;
+use tokio_util::sync::CancellationToken;
+
 use super::outcome::StopCause;
+use super::runtime::{ASKS, CLAIM, CLAIMANT, FAILED_RANK, ROUND, Record, Runtime, said};
+use super::scheduler::Claimant;
 use super::stop::Stop;
 use crate::api::tasks::{self, Standing};
 use crate::api::{ApiError, Session};
@@ -20,48 +24,100 @@ const STOPPING: &str = "stopping";
 const LOOKS_TILL_TAKEN_AWAY: u32 = 4;
 
 /// What the run is, among others that the task may have.
-#[derive(Debug, Clone, Default)]
-pub struct OfTheRun {
-    /// Its claim; none where another rank has that.
-    pub claim: Option<String>,
-    /// Whether the server has it already: a job's, from before the start.
-    pub is_recorded: bool,
-    /// One of several ranks, which tell each other of their failures.
-    pub is_one_of_several: bool,
+#[derive(Debug, Clone)]
+pub enum OfTheRun {
+    /// The one that holds the task.
+    Holder {
+        record: Record,
+        /// Whether the server has that already: a job's, from before the start.
+        is_recorded: bool,
+        /// The claim by which the task was held before.
+        former_claim: Option<String>,
+        /// One of several ranks, which tell each other of their failures.
+        is_one_of_several: bool,
+    },
+    /// One of several ranks; the first has the task, and is known by the claimant.
+    Rank { claimant: Option<Claimant> },
 }
 
-/// Watches until a stop is asked for, by anybody. Dropping the future ends the watch.
-pub async fn watch(session: Arc<Session>, task: String, run: OfTheRun, stop: Stop) {
+impl OfTheRun {
+    fn is_one_of_several(&self) -> bool {
+        match self {
+            OfTheRun::Holder {
+                is_one_of_several, ..
+            } => *is_one_of_several,
+            OfTheRun::Rank { claimant } => claimant.is_some(),
+        }
+    }
+
+    fn claimant(&self) -> Option<&Claimant> {
+        match self {
+            OfTheRun::Holder { record, .. } => record.claimant.as_ref(),
+            OfTheRun::Rank { claimant } => claimant.as_ref(),
+        }
+    }
+}
+
+/// Watches until it is dropped. Once a stop was asked for, by anybody, or the script has `ended`, it asks
+/// for none any more.
+pub async fn watch(
+    session: Arc<Session>,
+    task: String,
+    run: OfTheRun,
+    runtime: Arc<Runtime>,
+    stop: Stop,
+    ended: CancellationToken,
+) {
     let mut taken_away = 0;
     // Where it is recorded beside the start, an older one may be found at first.
-    let mut had_claim = run.is_recorded;
+    let mut had_claim = match &run {
+        OfTheRun::Holder { is_recorded, .. } => *is_recorded,
+        OfTheRun::Rank { .. } => false,
+    };
     let mut pinged = Instant::now();
+    let mut is_over = false;
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EACH) => {}
-            _ = stop.requested() => return,
+            _ = stop.requested(), if !is_over => is_over = true,
+            () = ended.cancelled(), if !is_over => is_over = true,
+        }
+        if is_over && run.claimant().is_none() {
+            return;
         }
         match tasks::standing(&session, &task).await {
             Ok(standing) => {
-                if is_taken_over(standing.as_ref(), run.claim.as_deref(), &mut had_claim) {
-                    stop.request(StopCause::TakenOver);
-                    return;
+                let hold = hold(standing.as_ref(), &run, &mut had_claim);
+                match (hold, &run) {
+                    (Hold::Lost, _) if !is_over => {
+                        stop.request(StopCause::TakenOver);
+                        continue;
+                    }
+                    (
+                        Hold::Asked | Hold::Undone,
+                        OfTheRun::Holder {
+                            record,
+                            former_claim,
+                            ..
+                        },
+                    ) => say_it_again(&runtime, record, former_claim.as_deref()).await,
+                    _ => {}
+                }
+                if is_over {
+                    continue;
                 }
                 let failed = standing.as_ref().and_then(failed_rank);
-                if let Some(what) = failed.filter(|_| run.is_one_of_several) {
+                if let Some(what) = failed.filter(|_| run.is_one_of_several()) {
                     stop.request(StopCause::Rank { what });
-                    return;
-                }
-                if let Some(what) = reads_as_stop(standing.as_ref(), &mut taken_away) {
+                } else if let Some(what) = reads_as_stop(standing.as_ref(), &mut taken_away) {
                     stop.request(StopCause::Server { what });
-                    return;
                 }
             }
             Err(error @ ApiError::Refused { .. }) => tracing::debug!(%error, "standing"),
             // The server is away: the task runs on; what it prints waits in the journal.
             Err(error) => tracing::debug!(%error, "the server does not answer the watch"),
         }
-        if pinged.elapsed() >= PING_EACH {
+        if !is_over && pinged.elapsed() >= PING_EACH {
             pinged = Instant::now();
             if let Err(error) = tasks::ping(&session, &task).await {
                 tracing::debug!(%error, "ping");
@@ -70,20 +126,78 @@ pub async fn watch(session: Arc<Session>, task: String, run: OfTheRun, stop: Sto
     }
 }
 
-/// Whether another claim stands where this run's stood.
-fn is_taken_over(standing: Option<&Standing>, claim: Option<&str>, had_claim: &mut bool) -> bool {
-    let Some((standing, claim)) = standing.zip(claim) else {
-        return false;
+/// How the task's runtime has the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Ours,
+    /// Another run asks whether this one lives.
+    Asked,
+    /// What this run has written there is gone: another's write, made of what stood there before, came later.
+    Undone,
+    /// Another run has the task.
+    Lost,
+}
+
+fn hold(standing: Option<&Standing>, run: &OfTheRun, had_claim: &mut bool) -> Hold {
+    let Some(standing) = standing else {
+        return Hold::Ours;
     };
-    let now = standing.runtime.get(tasks::CLAIM).and_then(|c| c.as_str());
-    *had_claim |= now == Some(claim);
-    *had_claim && now.is_some_and(|now| !now.is_empty() && now != claim)
+    let now = standing.said(CLAIM);
+    match run {
+        OfTheRun::Holder {
+            record,
+            former_claim,
+            ..
+        } => {
+            if now == Some(&record.claim) {
+                *had_claim = true;
+                return match standing.said(ASKS) {
+                    Some(_) => Hold::Asked,
+                    None => Hold::Ours,
+                };
+            }
+            match now {
+                _ if !*had_claim => Hold::Ours,
+                Some(now) if former_claim.as_deref() != Some(now) => Hold::Lost,
+                // A reset empties it, too.
+                _ if standing.status == Status::InProgress => Hold::Undone,
+                _ => Hold::Ours,
+            }
+        }
+        OfTheRun::Rank {
+            claimant: Some(claimant),
+        } => {
+            let round = standing.said(ROUND).and_then(|round| round.parse().ok());
+            let is_later = round.is_some_and(|round: u32| round > claimant.round);
+            match standing.said(CLAIMANT) {
+                Some(holder) if holder != claimant.id || is_later => Hold::Lost,
+                _ => Hold::Ours,
+            }
+        }
+        OfTheRun::Rank { claimant: None } => Hold::Ours,
+    }
+}
+
+/// Answers those that ask, and puts the record back where it was.
+async fn say_it_again(runtime: &Runtime, record: &Record, former_claim: Option<&str>) {
+    let said = runtime.change(|all| {
+        let now = said(all, CLAIM);
+        // Another's by now: then it is not this run's to change.
+        let is_ours = now.is_none_or(|now| now == record.claim || Some(now) == former_claim);
+        if is_ours {
+            record.put(all);
+            all.remove(ASKS);
+        }
+        is_ours
+    });
+    if let Err(error) = said.await {
+        tracing::debug!(%error, "who asks is not answered");
+    }
 }
 
 /// A rank of several that failed, in words.
 pub(super) fn failed_rank(standing: &Standing) -> Option<String> {
-    let failed = standing.runtime.get(FAILED_RANK)?.as_str()?;
-    (!failed.is_empty()).then(|| failed.to_owned())
+    standing.said(FAILED_RANK).map(str::to_owned)
 }
 
 /// What in a task's standing means that it is to stop, in words; `taken_away` counts the looks in a
@@ -128,23 +242,53 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_was_there_and_is_anothers_now() {
-        let with = |claim: &str| {
-            let mut standing = standing(Status::InProgress, None);
-            standing.runtime.insert(tasks::CLAIM.into(), claim.into());
-            standing
+    fn whose_the_task_is() {
+        let mine = Claimant {
+            id: "job 7".into(),
+            round: 1,
+        };
+        let holder = OfTheRun::Holder {
+            record: Record {
+                claim: "mine".into(),
+                claimant: Some(mine.clone()),
+                attempt: 2,
+            },
+            is_recorded: false,
+            former_claim: Some("old".into()),
+            is_one_of_several: true,
+        };
+        let rank = OfTheRun::Rank {
+            claimant: Some(mine),
         };
         let mut had = false;
-        for (now, expected) in [
-            ("old", false),
-            ("mine", false),
-            ("", false),
-            ("other", true),
+        // The claim, the job and its start, who asks.
+        for (run, [claim, job, round, asks], expected) in [
+            // Not recorded yet.
+            (&holder, ["old", "job 7", "0", ""], Hold::Ours),
+            (&holder, ["mine", "job 7", "1", ""], Hold::Ours),
+            (&holder, ["mine", "job 7", "1", "other"], Hold::Asked),
+            (&holder, ["old", "job 7", "0", "other"], Hold::Undone),
+            (&holder, ["", "", "", ""], Hold::Undone),
+            (&holder, ["other", "job 7", "1", ""], Hold::Lost),
+            (&rank, ["other", "job 7", "1", ""], Hold::Ours),
+            (&rank, ["other", "job 7", "2", ""], Hold::Lost),
+            (&rank, ["other", "job 8", "1", ""], Hold::Lost),
         ] {
-            let found = is_taken_over(Some(&with(now)), Some("mine"), &mut had);
-            assert_eq!(found, expected, "{now}");
+            let mut standing = standing(Status::InProgress, None);
+            for (key, value) in [
+                (CLAIM, claim),
+                (CLAIMANT, job),
+                (ROUND, round),
+                (ASKS, asks),
+            ] {
+                standing.runtime.insert(key.into(), value.into());
+            }
+            let found = hold(Some(&standing), run, &mut had);
+            assert_eq!(found, expected, "{claim} {job} {round} {asks}");
         }
-        assert!(!is_taken_over(Some(&with("other")), None, &mut true));
+        // A reset is none of this.
+        let reset = standing(Status::Created, None);
+        assert_eq!(hold(Some(&reset), &holder, &mut true), Hold::Ours);
     }
 
     #[test]

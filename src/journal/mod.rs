@@ -325,9 +325,9 @@ impl Journal {
     }
 }
 
-/// Whether an agent on this machine still runs by `claim`, as its journal in `dir` says.
-pub fn runs(dir: &std::path::Path, machine: &str, claim: &str) -> bool {
-    spool::is_held(dir, machine, claim)
+/// Whether the run of this machine with this `claim` is over, as the journal that it has left in `dir` says.
+pub fn has_died(dir: &std::path::Path, machine: &str, claim: &str) -> bool {
+    spool::is_left(dir, machine, claim)
 }
 
 /// What became of a journal that is closed; removes it unless something of it is still to be sent.

@@ -143,19 +143,17 @@ pub(super) fn list(dir: &Path, machine: Option<&str>) -> io::Result<Vec<PathBuf>
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
-/// Whether a journal in `dir` is held by a run that lives and has this `claim`.
-pub(super) fn is_held(dir: &Path, machine: &str, claim: &str) -> bool {
+/// Whether the journal of the run with this `claim` is in `dir` and not held: neither by it, nor by one that
+/// sends what it left.
+pub(super) fn is_left(dir: &Path, machine: &str, claim: &str) -> bool {
     let paths = list(dir, Some(machine)).unwrap_or_default();
     paths.iter().any(|path| {
         let Ok(file) = File::open(path) else {
             return false;
         };
-        let locked = matches!(
-            file.try_lock_shared(),
-            Err(std::fs::TryLockError::WouldBlock)
-        );
-        let about = locked.then(|| read_about(&file).ok().flatten()).flatten();
+        let about = read_about(&file).ok().flatten();
         about.is_some_and(|about| about.claim.as_deref() == Some(claim))
+            && file.try_lock_shared().is_ok()
     })
 }
 

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Map, Value};
+
 use super::shared::Shared;
 use super::spool::{self, About, Ending};
 use super::{Amount, Receipt, end_of, uploader};
-use crate::api::tasks::{self, CLAIM, FinalStatus, StatusNote, StatusWrite};
+use crate::api::tasks::{self, CLAIM, FinalStatus, KILLED, StatusNote, StatusWrite};
 use crate::api::{ApiError, Session};
 use crate::task::Status;
 
@@ -157,13 +159,13 @@ async fn tell_status(session: &Session, about: &About) -> Result<Option<FinalSta
     let Some(standing) = tasks::standing(session, &about.task).await? else {
         return Ok(None);
     };
-    let runs_by = standing.runtime.get(CLAIM).and_then(|claim| claim.as_str());
+    let runs_by = standing.said(CLAIM);
     // An agent of another make does not change the claim, but it reports.
     let reported_on_by = standing.last_worker.as_deref();
     let nobody_else = reported_on_by.is_none_or(|worker| {
         worker == about.worker || Some(worker) == about.former_worker.as_deref()
     });
-    if standing.status != Status::InProgress || runs_by != Some(claim) || !nobody_else {
+    if standing.status != Status::InProgress || runs_by != Some(claim.as_str()) || !nobody_else {
         return Ok(None);
     }
     let killed = || {
@@ -174,6 +176,19 @@ async fn tell_status(session: &Session, about: &About) -> Result<Option<FinalSta
             .into(),
     }
     };
+    if about.ending.is_none() && about.comes_back {
+        // So that the job goes on with it all the same.
+        let mark = |all: &mut Map<String, Value>| {
+            let is_same = tasks::said(all, CLAIM) == Some(claim);
+            if is_same {
+                all.insert(KILLED.into(), claim.as_str().into());
+            }
+            is_same
+        };
+        if !tasks::change_runtime(session, &about.task, mark).await? {
+            return Ok(None);
+        }
+    }
     let Ending { status, reason } = about.ending.clone().unwrap_or_else(killed);
     let note = StatusNote {
         reason: &reason,

@@ -375,10 +375,15 @@ impl Ended {
 }
 
 /// Waits until `what` holds.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    eventually_or(what, holds, String::new);
+}
+
+/// The same; `found` says what is there in its place.
+pub fn eventually_or(what: &str, mut holds: impl FnMut() -> bool, found: impl Fn() -> String) {
     let until = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < until, "not so: {what}");
+        assert!(Instant::now() < until, "not so: {what}\n{}", found());
         std::thread::sleep(Duration::from_millis(20));
     }
 }

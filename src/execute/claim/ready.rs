@@ -1,7 +1,9 @@
 //! Whether a task can be taken now, by whom, and as which attempt. Pure.
 
-use super::{ATTEMPT, CLAIMANT, Mode, PREEMPTED, ROUND, Refused, Taking};
-use crate::api::tasks;
+use std::time::Duration;
+
+use super::{Mode, Refused, Taking, asking};
+use crate::execute::runtime::{ATTEMPT, CLAIM, CLAIMANT, KILLED, PREEMPTED, ROUND, said};
 use crate::execute::scheduler::Claimant;
 use crate::task::{Status, Task};
 
@@ -16,17 +18,12 @@ impl Attempt {
     /// One that was preempted is gone on with by whoever takes it; one that broke off in silence by
     /// its own claimant.
     pub fn of(task: &Task, claimant: Option<&Claimant>) -> Attempt {
-        let text = |key: &str| task.runtime.get(key).and_then(|value| value.as_str());
-        let preempted = text(PREEMPTED).filter(|why| !why.is_empty());
-        let broken_off = || {
-            (task.status == Status::InProgress && is_held_by(task, claimant))
-                .then_some("the agent was killed")
-        };
+        let preempted = said(&task.runtime, PREEMPTED);
+        let broken_off = || is_broken_off(task, claimant).then_some("the agent was killed");
         let former_end = preempted.or_else(broken_off).map(str::to_owned);
-        let number = text(ATTEMPT).and_then(|number| number.parse().ok());
         match former_end {
             Some(_) => Attempt {
-                number: number.unwrap_or(1) + 1,
+                number: Self::recorded(task) + 1,
                 former_end,
             },
             None => Attempt {
@@ -35,21 +32,21 @@ impl Attempt {
             },
         }
     }
+
+    /// The number that stands in the task.
+    pub fn recorded(task: &Task) -> u32 {
+        let number = said(&task.runtime, ATTEMPT).and_then(|number| number.parse().ok());
+        number.unwrap_or(1)
+    }
 }
 
 /// Who has the task, as far as it says.
-fn holder(task: &Task, claimant: Option<&Claimant>) -> String {
-    let text = |key: &str| {
-        let value = task.runtime.get(key).and_then(|value| value.as_str());
-        value.filter(|value| !value.is_empty())
-    };
-    if is_held_by(task, claimant) {
-        return "an earlier agent of this job still runs it".into();
-    }
+fn holder(task: &Task) -> String {
     let worker = task
         .last_worker
         .as_deref()
         .unwrap_or("one that has not reported");
+    let text = |key: &str| said(&task.runtime, key);
     match (text(CLAIMANT), text(PREEMPTED)) {
         (Some(job), Some(why)) => format!("it is kept for {job} ({why})"),
         (Some(job), None) => format!("{job} has it, worker {worker}"),
@@ -58,38 +55,55 @@ fn holder(task: &Task, claimant: Option<&Claimant>) -> String {
 }
 
 fn is_held_by(task: &Task, claimant: Option<&Claimant>) -> bool {
-    let holder = task.runtime.get(CLAIMANT).and_then(|value| value.as_str());
+    let holder = said(&task.runtime, CLAIMANT);
     claimant.is_some_and(|claimant| holder == Some(&claimant.id))
+}
+
+/// The words with which ClearML's server stops a task of which it hears nothing.
+const NOT_HEARD_OF: &str = "Forced stop (non-responsive)";
+
+/// Whether the claimant had the task and the script did not come to an end of its own: it is in progress
+/// still, others found that nobody ran it, or it was preempted and the job may come back.
+fn is_broken_off(task: &Task, claimant: Option<&Claimant>) -> bool {
+    is_held_by(task, claimant)
+        && match task.status {
+            Status::InProgress => true,
+            Status::Failed => {
+                let killed = said(&task.runtime, KILLED);
+                killed.is_some() && killed == said(&task.runtime, CLAIM)
+            }
+            Status::Stopped => {
+                let preempted = said(&task.runtime, PREEMPTED);
+                task.status_reason.trim() == NOT_HEARD_OF
+                    || preempted == Some(task.status_reason.as_str())
+            }
+            _ => false,
+        }
 }
 
 /// Whether the task can be taken now.
 #[derive(Debug)]
 pub enum Ready {
     Now,
+    /// If nobody answers within this time (see [`asking::ask`]).
+    Unanswered(Duration),
     /// Not yet: it may be queued, or taken by the first rank, in a while.
     Later(Refused),
     Never(Refused),
 }
 
-/// `runs_here` says whether an agent on this machine still runs by a claim.
-pub fn ready(task: &Task, taking: &Taking<'_>, runs_here: impl Fn(&str) -> bool) -> Ready {
+/// `has_died` says whether a run of this machine that had a claim is known to be over.
+pub fn ready(task: &Task, taking: &Taking<'_>, has_died: impl Fn(&str) -> bool) -> Ready {
     let id = task.id.clone();
-    let claim = || {
-        let claim = task.runtime.get(tasks::CLAIM);
-        claim.and_then(|claim| claim.as_str()).unwrap_or_default()
-    };
     match (taking.mode, task.status) {
         (Mode::Any | Mode::Clone, _) | (Mode::FromQueue, Status::Queued) => Ready::Now,
-        (Mode::FromQueue, Status::InProgress) => {
-            if is_held_by(task, taking.claimant) && !runs_here(claim()) {
-                Ready::Now
-            } else {
-                Ready::Never(Refused::Held {
-                    id,
-                    by: holder(task, taking.claimant),
-                })
-            }
+        (Mode::FromQueue, _) if is_broken_off(task, taking.claimant) => {
+            go_on(task, taking, has_died)
         }
+        (Mode::FromQueue, Status::InProgress) => Ready::Never(Refused::Held {
+            id,
+            by: holder(task),
+        }),
         (Mode::FromQueue, Status::Created | Status::Unknown) => Ready::Later(Refused::NotQueued {
             id,
             status: task.status,
@@ -99,8 +113,7 @@ pub fn ready(task: &Task, taking: &Taking<'_>, runs_here: impl Fn(&str) -> bool)
             let Some(claimant) = taking.claimant else {
                 return Ready::Now;
             };
-            let round = task.runtime.get(ROUND).and_then(|value| value.as_str());
-            let of_this_start = round == Some(claimant.round.to_string().as_str());
+            let of_this_start = round(task) == Some(claimant.round);
             let held = is_held_by(task, Some(claimant)) && of_this_start;
             match status {
                 Status::InProgress if held => Ready::Now,
@@ -108,6 +121,29 @@ pub fn ready(task: &Task, taking: &Taking<'_>, runs_here: impl Fn(&str) -> bool)
             }
         }
     }
+}
+
+/// The task was this claimant's: whether that run is over.
+fn go_on(task: &Task, taking: &Taking<'_>, has_died: impl Fn(&str) -> bool) -> Ready {
+    // A batch system that counts its starts ends one before the next.
+    let is_a_later_start = round(task)
+        .zip(taking.claimant)
+        .is_some_and(|(before, claimant)| claimant.round > before);
+    if is_a_later_start {
+        return Ready::Now;
+    }
+    let is_over = said(&task.runtime, PREEMPTED).is_some()
+        || task.status != Status::InProgress
+        || has_died(said(&task.runtime, CLAIM).unwrap_or_default());
+    Ready::Unanswered(match is_over {
+        true => asking::OTHERS_WITHIN,
+        false => asking::ANSWER_WITHIN,
+    })
+}
+
+/// The start of the job that has the task.
+fn round(task: &Task) -> Option<u32> {
+    said(&task.runtime, ROUND).and_then(|round| round.parse().ok())
 }
 
 #[cfg(test)]
@@ -121,107 +157,52 @@ mod tests {
 
     #[test]
     fn who_may_take_what() {
+        use Mode::{AfterFirst, Any, Clone, FromQueue};
         let mine = Claimant {
             id: "slurm:c:7".into(),
             round: 2,
         };
         let held = |claimant: &str, round: &str| json!({"clearml_agent_claimant": claimant, "clearml_agent_round": round, "clearml_agent_claim": "run1"});
+        let with = |key: &str, value: &str| {
+            let mut runtime = held("slurm:c:7", "2");
+            runtime[key] = value.into();
+            runtime
+        };
         let nobody = json!({});
-        for (mode, status, runtime, claimant, runs_here, expected) in [
-            (Mode::FromQueue, "queued", &nobody, None, false, "now"),
-            (Mode::FromQueue, "created", &nobody, None, false, "later 75"),
-            (
-                Mode::FromQueue,
-                "in_progress",
-                &nobody,
-                None,
-                false,
-                "never 76",
-            ),
-            (
-                Mode::FromQueue,
-                "in_progress",
-                &held("slurm:c:7", "1"),
-                None,
-                false,
-                "never 76",
-            ),
-            (
-                Mode::FromQueue,
-                "in_progress",
-                &held("slurm:c:8", "1"),
-                Some(&mine),
-                false,
-                "never 76",
-            ),
-            (
-                Mode::FromQueue,
-                "in_progress",
-                &held("slurm:c:7", "1"),
-                Some(&mine),
-                false,
-                "now",
-            ),
-            (
-                Mode::FromQueue,
-                "in_progress",
-                &held("slurm:c:7", "1"),
-                Some(&mine),
-                true,
-                "never 76",
-            ),
-            (
-                Mode::FromQueue,
-                "completed",
-                &held("slurm:c:7", "1"),
-                Some(&mine),
-                false,
-                "never 67",
-            ),
-            (Mode::FromQueue, "stopped", &nobody, None, false, "never 67"),
-            (
-                Mode::FromQueue,
-                "published",
-                &nobody,
-                None,
-                false,
-                "never 67",
-            ),
-            (Mode::Any, "completed", &nobody, None, false, "now"),
-            (
-                Mode::Clone,
-                "in_progress",
-                &nobody,
-                Some(&mine),
-                false,
-                "now",
-            ),
-            (Mode::AfterFirst, "queued", &nobody, None, false, "now"),
-            (
-                Mode::AfterFirst,
-                "queued",
-                &nobody,
-                Some(&mine),
-                false,
-                "later 75",
-            ),
+        let stranger = held("slurm:c:8", "1");
+        let (before, now) = (held("slurm:c:7", "1"), held("slurm:c:7", "2"));
+        let killed = with(KILLED, "run1");
+        let killed_once = with(KILLED, "run0");
+        let kept = with(PREEMPTED, "SIGTERM");
+        let me = Some(&mine);
+        for (mode, status, runtime, claimant, died, expected) in [
+            (FromQueue, "queued", &nobody, None, false, "now"),
+            (FromQueue, "created", &nobody, None, false, "later 75"),
+            (FromQueue, "in_progress", &nobody, None, false, "never 76"),
+            (FromQueue, "in_progress", &before, None, false, "never 76"),
+            (FromQueue, "in_progress", &stranger, me, false, "never 76"),
+            // A later start of the job, which comes when the former one is over.
+            (FromQueue, "in_progress", &before, me, false, "now"),
+            (FromQueue, "failed", &before, me, false, "never 67"),
+            // The same start, or one of the same name: who runs it is asked.
+            (FromQueue, "in_progress", &now, me, false, "ask 13000"),
+            (FromQueue, "in_progress", &now, me, true, "ask 1500"),
+            (FromQueue, "in_progress", &kept, me, false, "ask 1500"),
+            // Others have found that nobody runs it, and have set the status for that.
+            (FromQueue, "failed", &killed, me, false, "ask 1500"),
+            (FromQueue, "failed", &killed_once, me, false, "never 67"),
+            (FromQueue, "failed", &killed, None, false, "never 67"),
+            (FromQueue, "completed", &killed, me, false, "never 67"),
+            (FromQueue, "completed", &now, me, false, "never 67"),
+            (FromQueue, "stopped", &now, me, false, "never 67"),
+            (FromQueue, "published", &nobody, None, false, "never 67"),
+            (Any, "completed", &nobody, None, false, "now"),
+            (Clone, "in_progress", &nobody, me, false, "now"),
+            (AfterFirst, "queued", &nobody, None, false, "now"),
+            (AfterFirst, "queued", &nobody, me, false, "later 75"),
             // Of an earlier start of the same job.
-            (
-                Mode::AfterFirst,
-                "in_progress",
-                &held("slurm:c:7", "1"),
-                Some(&mine),
-                false,
-                "later 75",
-            ),
-            (
-                Mode::AfterFirst,
-                "in_progress",
-                &held("slurm:c:7", "2"),
-                Some(&mine),
-                false,
-                "now",
-            ),
+            (AfterFirst, "in_progress", &before, me, false, "later 75"),
+            (AfterFirst, "in_progress", &now, me, false, "now"),
         ] {
             let taking = Taking {
                 mode,
@@ -230,13 +211,37 @@ mod tests {
                 claimant,
             };
             let task = task(status, runtime.clone());
-            let found = match ready(&task, &taking, |claim| runs_here && claim == "run1") {
+            let found = match ready(&task, &taking, |claim| died && claim == "run1") {
                 Ready::Now => "now".to_owned(),
+                Ready::Unanswered(within) => format!("ask {}", within.as_millis()),
                 Ready::Later(why) => format!("later {}", why.exit_code()),
                 Ready::Never(why) => format!("never {}", why.exit_code()),
             };
             assert_eq!(found, expected, "{mode:?} {status} {runtime} {claimant:?}");
         }
+    }
+
+    #[test]
+    fn a_job_goes_on_with_a_task_that_nobody_wanted_stopped() {
+        let mine = Claimant {
+            id: "a".into(),
+            round: 1,
+        };
+        let mut task = task(
+            "stopped",
+            json!({"clearml_agent_claimant": "a", "clearml_agent_round": "0"}),
+        );
+        assert!(!is_broken_off(&task, Some(&mine)));
+        task.status_reason = NOT_HEARD_OF.into();
+        assert!(is_broken_off(&task, Some(&mine)));
+        assert!(!is_broken_off(&task, None));
+        // Or by its last agent, not knowing of this start.
+        task.runtime
+            .insert(PREEMPTED.into(), "preempted: SIGTERM".into());
+        task.status_reason = "preempted: SIGTERM".into();
+        assert!(is_broken_off(&task, Some(&mine)));
+        task.status_reason = "a user stopped it".into();
+        assert!(!is_broken_off(&task, Some(&mine)));
     }
 
     #[test]

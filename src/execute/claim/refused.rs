@@ -22,6 +22,11 @@ pub enum Refused {
     )]
     Held { id: String, by: String },
     #[error(
+        "task {id} runs still: an earlier agent of this job ({job}) still runs it, or another one of the same \
+         name goes on with it. Jobs that are two and have one name are told apart by CLEARML_AGENT_CLAIM_ID"
+    )]
+    RunsStill { id: String, job: String },
+    #[error(
         "task {id} has ended already (its status is {status}): nothing to do. To run it again, reset and \
          enqueue it; `--if-done ok` makes this no failure"
     )]
@@ -47,7 +52,9 @@ impl Refused {
             Refused::Api(error) => exit::for_api(error),
             Refused::NoSuchTask { .. } => exit::NOT_FOUND,
             Refused::NotQueued { .. } | Refused::FirstRankSilent { .. } => exit::NOT_QUEUED,
-            Refused::TakenByAnother { .. } | Refused::Held { .. } => exit::HELD_BY_ANOTHER,
+            Refused::TakenByAnother { .. } | Refused::Held { .. } | Refused::RunsStill { .. } => {
+                exit::HELD_BY_ANOTHER
+            }
             Refused::Ended { .. } | Refused::ReadOnly { .. } => exit::ENDED,
         }
     }
