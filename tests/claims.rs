@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Running, World, eventually, script};
+use common::{Repo, Running, World, eventually, script};
 use serde_json::{Value, json};
 
 /// Says which attempt it is, and sleeps until it is stopped.
@@ -258,6 +258,68 @@ time.sleep(1000)
     assert_eq!(
         world.api.reason(&id),
         "rank 2 failed: worker execution exit code 5"
+    );
+}
+
+#[test]
+fn all_ranks_run_the_commit_of_the_first_though_the_branch_moves() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let version = |number: u32| {
+        format!(
+            "import os, time\nprint('rank', os.environ['RANK'], 'runs version', {number}, flush=True)\n\
+             while not os.path.exists(os.environ['HOME'] + '/go'): time.sleep(0.01)\n"
+        )
+    };
+    let repo = Repo::new(&[("main.py", "print('warm')\n")]);
+    let text = json!({"repository": repo.url(), "branch": "main", "entry_point": "main.py",
+        "working_dir": ".", "binary": "python3"});
+    // Each rank has a mirror, which is busy as long as the test holds its lock.
+    const MIRRORS: &str = "CLEARML__AGENT__VCS_CACHE__PATH";
+    let id = world.api.create("on two nodes", text.clone());
+    let [first_lock, second_lock] = ["mirrors 0", "mirrors 1"].map(|name| {
+        let mirrors = world.path(name);
+        world
+            .env
+            .insert(MIRRORS.into(), mirrors.display().to_string());
+        let warm = world.api.create("warm", text.clone());
+        world.execute(&warm, &[]).exits(0).prints("warm");
+        let lock = std::fs::read_dir(&mirrors)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .find(|path| path.extension().is_some_and(|kind| kind == "lock"))
+            .unwrap();
+        let lock = std::fs::File::options().write(true).open(lock).unwrap();
+        lock.lock().unwrap();
+        lock
+    });
+    let first_commit = repo.commit(&[("main.py", &version(1))]);
+    world.api.enqueue(&id);
+
+    world.env.insert("WORLD_SIZE".into(), "2".into());
+    world.env.insert("RANK".into(), "1".into());
+    let mut second = start(&world, &id, &[]);
+    second.line_with("Waiting for task");
+    let mirrors = world.path("mirrors 0").display().to_string();
+    world.env.insert(MIRRORS.into(), mirrors);
+    world.env.insert("RANK".into(), "0".into());
+    let mut first = start(&world, &id, &[]);
+    second.line_with("Executing task id");
+    drop(first_lock);
+    first.line_with("rank 0 runs version 1");
+    repo.commit(&[("main.py", &version(2))]);
+    drop(second_lock);
+    second.line_with("rank 1 runs version 1");
+    std::fs::write(world.path("go"), "").unwrap();
+    second
+        .wait()
+        .exits(0)
+        .prints(&format!("Rank 0 runs commit {first_commit}"));
+    first.wait().exits(0);
+    assert_eq!(world.api.status(&id), "completed");
+    assert_eq!(
+        world.api.task(&id)["script"]["version_num"],
+        first_commit.as_str()
     );
 }
 

@@ -6,6 +6,7 @@ use super::outcome::{Outcome, StopCause, Verdict};
 use super::run::Run;
 use super::runtime::{CLAIM, CLAIMANT, FAILED_RANK, PREEMPTED, ROUND, said};
 use super::scheduler::{Batch, Claimant};
+use super::settings::Settings;
 use super::slurm;
 use super::watch::failed_rank;
 use crate::api::ApiError;
@@ -19,7 +20,7 @@ pub(super) async fn of_the_job(run: &Run, outcome: Outcome) -> Outcome {
     let Outcome::Stopped(StopCause::Signal(TERM)) = outcome else {
         return outcome;
     };
-    if is_one_of_several(run)
+    if run.several.is_some()
         && let Ok(Some(standing)) = tasks::standing(&run.session, &run.task.id).await
         && let Some(what) = failed_rank(&standing)
     {
@@ -51,16 +52,14 @@ pub(super) async fn of_the_job(run: &Run, outcome: Outcome) -> Outcome {
     }
 }
 
-/// More than one rank, as Slurm and PyTorch tell, and known by one claimant.
-pub(super) fn is_one_of_several(run: &Run) -> bool {
-    if run.settings.claimant.is_none() {
-        return false;
-    }
-    let env = &run.settings.job.inherited;
-    ["SLURM_NTASKS", "WORLD_SIZE"].iter().any(|name| {
+/// The claimant by which the ranks know each other, where there is more than one, as Slurm and PyTorch tell.
+pub(super) fn one_of_several(settings: &Settings) -> Option<Claimant> {
+    let env = &settings.job.inherited;
+    let several = ["SLURM_NTASKS", "WORLD_SIZE"].iter().any(|name| {
         let count = env.get(*name).and_then(|count| count.trim().parse().ok());
         count.is_some_and(|count: u32| count > 1)
-    })
+    });
+    settings.claimant.clone().filter(|_| several)
 }
 
 /// Whether the status is not this run's to write: the task stays `in_progress` for the job's next start,
@@ -158,7 +157,7 @@ async fn tell_of_failure(run: &Run, outcome: &Outcome, verdict: &Verdict) -> Res
     run.runtime.change(tell).await.map(drop)
 }
 
-fn is_of_this_start(runtime: &Map<String, Value>, claimant: &Claimant) -> bool {
+pub(super) fn is_of_this_start(runtime: &Map<String, Value>, claimant: &Claimant) -> bool {
     said(runtime, CLAIMANT) == Some(&claimant.id)
         && said(runtime, ROUND).and_then(|round| round.parse().ok()) == Some(claimant.round)
 }

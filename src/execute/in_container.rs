@@ -403,6 +403,7 @@ fn parcel(run: &Run, place: Place<'_>) -> Result<Vec<Item>, ContainerError> {
         rank: run.settings.rank,
         attempt: run.attempt,
         former_end: run.former_end.clone(),
+        several: run.several.clone(),
     };
     let parcel = Parcel {
         agent: place.programs.agent,
