@@ -146,6 +146,39 @@ fn another_job_goes_on_with_what_was_put_back() {
         .prints("attempt 2 after preempted");
 }
 
+/// The glue of Kubernetes keeps it in a queue of its own.
+#[test]
+fn a_pods_task_goes_back_to_the_queue_that_it_came_from() {
+    let mut world = World::new();
+    world
+        .env
+        .insert("KUBERNETES_SERVICE_HOST".into(), "10.0.0.1".into());
+    world.env.insert("HOSTNAME".into(), "clearml-id-1".into());
+    let queue = |name: &str| {
+        let made = world.api.call("queues.create", json!({"name": name}));
+        made["id"].as_str().unwrap().to_owned()
+    };
+    let (came_from, of_the_glue) = (queue("gpus"), queue("k8s_scheduler"));
+    let made = world.api.call(
+        "tasks.create",
+        json!({"name": "a pod's", "type": "training", "script": script(SLEEPER), "hyperparams": {
+            "properties": {"k8s-queue": {"section": "properties", "name": "k8s-queue", "value": "gpus"}}}}),
+    );
+    let id = made["id"].as_str().unwrap();
+    world
+        .api
+        .call("tasks.enqueue", json!({"task": id, "queue": of_the_glue}));
+    let mut running = start(&world, id, &["--on-preempt", "requeue"]);
+    running.line_with("attempt 1");
+    running.signal("TERM");
+    running.wait().exits(143);
+    assert_eq!(world.api.status(id), "queued");
+    let queue = world
+        .api
+        .call("queues.get_by_id", json!({"queue": came_from}));
+    assert_eq!(queue["queue"]["entries"][0]["task"], id);
+}
+
 #[test]
 fn a_task_that_is_about_to_be_queued_is_waited_for() {
     let world = World::new();

@@ -9,8 +9,8 @@ use super::scheduler::{Batch, Claimant};
 use super::settings::Settings;
 use super::slurm;
 use super::watch::failed_rank;
-use crate::api::ApiError;
 use crate::api::tasks::{self, FinalStatus};
+use crate::api::{ApiError, queues};
 use crate::cli::OnPreempt;
 use crate::process::signal::TERM;
 
@@ -116,22 +116,33 @@ async fn tell_of_preemption(run: &Run, verdict: &Verdict) -> Result<bool, ApiErr
 }
 
 async fn requeue(run: &Run, verdict: &Verdict) -> Result<(), ApiError> {
-    let Some(queue) = run
-        .task
-        .execution
-        .queue
-        .as_deref()
-        .filter(|q| !q.is_empty())
-    else {
+    let Some(queue) = queue_of(run).await? else {
         eprintln!(
             "clearml-agent: the task was in no queue, so it cannot be put back: it is stopped"
         );
         return Ok(());
     };
     if tell_of_preemption(run, verdict).await? {
-        tasks::enqueue(&run.session, &run.task.id, queue).await?;
+        tasks::enqueue(&run.session, &run.task.id, &queue).await?;
     }
     Ok(())
+}
+
+/// The queue that the task came from. ClearML's Kubernetes glue keeps what it has taken in one of its own,
+/// which nobody looks at, and a property of the task says where it was.
+async fn queue_of(run: &Run) -> Result<Option<String>, ApiError> {
+    let of_glue = match &run.settings.stop.batch {
+        Some(Batch::Kubernetes { .. }) => run.task.property("k8s-queue"),
+        _ => None,
+    };
+    if let Some(name) = of_glue {
+        let queues = queues::get_all(&run.session).await?;
+        if let Some(queue) = queues.into_iter().find(|queue| queue.name == name) {
+            return Ok(Some(queue.id));
+        }
+    }
+    let queue = run.task.execution.queue.clone();
+    Ok(queue.filter(|queue| !queue.is_empty()))
 }
 
 /// A rank that failed by itself takes the others with it. The first to fail is told of, and only to the

@@ -80,13 +80,12 @@ impl From<Outcome> for Ran {
 pub(super) async fn carry_out(
     claimed: Claimed,
     settings: Settings,
-    session: Session,
+    session: Arc<Session>,
     journal: Journal,
     stop: Stop,
     timeline: Arc<Timeline>,
 ) -> Ending {
     timeline.mark(Phase::Claimed);
-    let session = Arc::new(session);
     settings.mask.extend(|secrets| {
         secrets_of(claimed.task(), settings.job.task_env, secrets);
     });

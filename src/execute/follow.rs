@@ -158,7 +158,9 @@ async fn stop(
 pub(super) async fn grace(run: &Run) -> Duration {
     match run.settings.stop.grace() {
         Grace::Of(grace) => grace,
-        Grace::LeftBySlurm { job } => slurm::grace(job).await,
+        Grace::LeftBySlurm { job } if run.stop.cause().is_some() => slurm::grace(job).await,
+        // Nothing has been sent yet: what it is at least.
+        Grace::LeftBySlurm { .. } => slurm::least_grace().await,
     }
 }
 

@@ -84,6 +84,11 @@ pub async fn grace(job_id: &str) -> Duration {
     grace_of(wait, job.as_ref(), now.unwrap_or_default())
 }
 
+/// How long it may take in any case.
+pub async fn least_grace() -> Duration {
+    grace_of(kill_wait().await, None, Duration::ZERO)
+}
+
 /// What KillWait leaves, and more where the job is not ended yet, only told of its end.
 fn grace_of(kill_wait: Option<Duration>, job: Option<&Job>, now: Duration) -> Duration {
     let after_the_end = kill_wait.map_or(GRACE, part_of);
