@@ -1,10 +1,17 @@
-//! `clearml-agent cache`: what environments are kept, whether they are whole, and their removal.
+//! `clearml-agent cache`: what environments are kept, on this machine and for the containers of each image,
+//! whether they are whole, and their removal.
 
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use crate::cli::{CacheArgs, CacheCommand, GlobalArgs};
 use crate::config::{self, ConfigError, Lookup, Variables};
+use crate::console::counted;
+use crate::container::caches::{self, OfImage};
+use crate::container::settings::kept_for_images;
 use crate::execute::outcome::exit;
+use crate::execute::run_dir;
 use crate::python::cache::settings::CacheSettings;
 use crate::python::cache::store::{Entry, Store, gigabytes};
 use crate::python::{self, freeze};
@@ -35,8 +42,8 @@ impl CacheError {
 
 /// Gives the exit code: 0, or that of a damaged environment that stays.
 pub fn cache(args: &CacheArgs, global: &GlobalArgs, env: &Variables) -> u8 {
-    let store = match settings(global, env) {
-        Ok(settings) => Store::look(&settings),
+    let places = match places(global, env) {
+        Ok(places) => places,
         Err(error) => {
             eprintln!("clearml-agent: {error}");
             return error.exit_code();
@@ -44,15 +51,17 @@ pub fn cache(args: &CacheArgs, global: &GlobalArgs, env: &Variables) -> u8 {
     };
     let done = match &args.command {
         CacheCommand::List => {
-            list(&store);
+            for place in &places {
+                place.list();
+            }
             Ok(0)
         }
-        CacheCommand::Verify { remove } => verify(&store, *remove),
+        CacheCommand::Verify { remove } => Ok(verify(&places, *remove)),
         CacheCommand::Prune {
             all,
             unused_days,
             keys,
-        } => prune(&store, *all, *unused_days, keys).map(|()| 0),
+        } => prune(&places, *all, *unused_days, keys),
     };
     done.unwrap_or_else(|error| {
         eprintln!("clearml-agent: {error}");
@@ -60,47 +69,123 @@ pub fn cache(args: &CacheArgs, global: &GlobalArgs, env: &Variables) -> u8 {
     })
 }
 
-fn settings(global: &GlobalArgs, env: &Variables) -> Result<CacheSettings, CacheError> {
+/// Environments that are kept in one folder: this machine's, or those of an image's containers.
+struct Place {
+    store: Store,
+    image: Option<OfImage>,
+    /// Where the runs' own folders are made.
+    runs: Option<PathBuf>,
+}
+
+fn places(global: &GlobalArgs, env: &Variables) -> Result<Vec<Place>, CacheError> {
     let home = env.get("HOME").filter(|h| !h.is_empty());
     let config = config::load(&Lookup {
         config_file: global.config_file.as_deref(),
         env,
         home: home.map(|home| std::path::Path::new(home.as_str())),
     })?;
-    python::Settings::from_lookup(&|key| config.value(key).cloned(), env)
+    let settings = python::Settings::from_lookup(&|key| config.value(key).cloned(), env)
         .map_err(CacheError::Value)?
         .venvs_cache
-        .ok_or(CacheError::Off)
+        .ok_or(CacheError::Off)?;
+    let mut places = vec![Place {
+        store: Store::look(&settings),
+        image: None,
+        runs: config.path("agent.venvs_dir"),
+    }];
+    for kept in kept_for_images(&config) {
+        for image in caches::of_images(&kept.host) {
+            let store = Store::look(&CacheSettings {
+                path: kept.environments(&image),
+                ..settings.clone()
+            });
+            places.push(Place {
+                store,
+                runs: kept.runs(&image),
+                image: Some(image),
+            });
+        }
+    }
+    Ok(places)
 }
 
-fn list(store: &Store) {
-    let entries = store.entries();
-    let mut bytes = 0;
-    for entry in &entries {
-        let manifest = &entry.manifest;
-        bytes += manifest.bytes;
+impl Place {
+    fn is_there(&self) -> bool {
+        match self.image {
+            None => self.store.root().is_dir(),
+            Some(_) => self.store.exists(),
+        }
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        match self.is_there() {
+            true => self.store.entries(),
+            false => Vec::new(),
+        }
+    }
+
+    fn list(&self) {
+        let entries = self.entries();
+        if let Some(image) = &self.image {
+            if entries.is_empty() {
+                return;
+            }
+            println!("\nIn containers of {}{}:", image.image, whose(image));
+        }
+        let mut bytes = 0;
+        for entry in &entries {
+            let manifest = &entry.manifest;
+            bytes += manifest.bytes;
+            let line = format!(
+                "{}  used {} ago  {:.2} GB  {}  Python {}  {}: {}",
+                shown(&manifest.key),
+                ago(entry.last_used),
+                gigabytes(manifest.bytes),
+                counted(manifest.files, "file"),
+                manifest.python,
+                manifest.installer,
+                some_of(&manifest.packages)
+            );
+            println!("{}", printable(&line));
+        }
         println!(
-            "{}  used {} ago  {:.2} GB  {} files  Python {}  {}: {}",
-            &manifest.key[..KEY_SHOWN],
-            ago(entry.last_used),
-            gigabytes(manifest.bytes),
-            manifest.files,
-            manifest.python,
-            manifest.installer,
-            some_of(&manifest.packages)
+            "{} in {}, {:.2} GB (files that they share with uv's cache or with runs \
+             take no room of their own)",
+            counted(entries.len() as u64, "environment"),
+            self.store.root().display(),
+            gigabytes(bytes)
         );
     }
-    println!(
-        "{} environments in {}, {:.2} GB (files that they share with uv's cache or with runs \
-         take no room of their own)",
-        entries.len(),
-        store.root().display(),
-        gigabytes(bytes)
-    );
+}
+
+fn whose(image: &OfImage) -> String {
+    match image.user.as_str() {
+        "0" => String::new(),
+        user => format!(", run by user {user}"),
+    }
+}
+
+/// Part of a line: of which containers it is.
+fn of_containers(place: &Place) -> String {
+    let image = place.image.as_ref();
+    image.map_or_else(String::new, |image| {
+        format!(" ({}{})", image.image, whose(image))
+    })
+}
+
+/// What a container wrote may be anything; a terminal obeys some of it.
+fn printable(text: &str) -> String {
+    let plain = |c: char| if c.is_control() { '?' } else { c };
+    text.chars().map(plain).collect()
 }
 
 /// So much of a key tells it from the others.
 const KEY_SHOWN: usize = 12;
+
+fn shown(key: &str) -> &str {
+    key.get(..KEY_SHOWN).unwrap_or(key)
+}
+
 const PACKAGES_SHOWN: usize = 6;
 
 fn some_of(packages: &[String]) -> String {
@@ -145,48 +230,59 @@ fn damage(entry: &Entry) -> Vec<String> {
     found
 }
 
-fn verify(store: &Store, remove: bool) -> Result<u8, CacheError> {
-    let (mut damaged, mut left) = (0, 0);
-    let entries = store.entries();
-    for entry in &entries {
-        let key = &entry.manifest.key;
-        let found = damage(entry);
-        if found.is_empty() {
-            println!("{}  whole", &key[..KEY_SHOWN]);
-            continue;
-        }
-        damaged += 1;
-        let removed = remove && store.remove(key)?;
-        left += u8::from(!removed);
-        println!(
-            "{}  damaged{}",
-            &key[..KEY_SHOWN],
-            if removed { ", removed" } else { "" }
-        );
-        for line in &found {
-            println!("    {line}");
+fn verify(places: &[Place], remove: bool) -> u8 {
+    let (mut all, mut damaged, mut left) = (0, 0, 0);
+    for place in places {
+        for entry in place.entries() {
+            all += 1;
+            let key = &entry.manifest.key;
+            let (of, found) = (of_containers(place), damage(&entry));
+            if found.is_empty() {
+                println!("{}  whole{of}", shown(key));
+                continue;
+            }
+            damaged += 1;
+            let removed = match remove.then(|| place.store.remove(key)) {
+                None => String::new(),
+                Some(Ok(true)) => ", removed".to_owned(),
+                Some(Ok(false)) => ", stays: a run copies it just now".to_owned(),
+                Some(Err(error)) => format!(", cannot be removed: {error}"),
+            };
+            left += u8::from(removed != ", removed");
+            println!("{}  damaged{removed}{of}", shown(key));
+            for line in &found {
+                println!("    {}", printable(line));
+            }
         }
     }
-    println!("{} environments, {damaged} damaged", entries.len());
-    Ok(if left == 0 { 0 } else { exit::AGENT })
+    println!("{}, {damaged} damaged", counted(all, "environment"));
+    if left == 0 { 0 } else { exit::AGENT }
+}
+
+fn folders_of_runs(number: u64) -> String {
+    match number {
+        1 => "1 folder of a run that was killed".to_owned(),
+        _ => format!("{number} folders of runs that were killed"),
+    }
 }
 
 fn prune(
-    store: &Store,
+    places: &[Place],
     all: bool,
     unused_days: Option<u64>,
     keys: &[String],
-) -> Result<(), CacheError> {
-    if !store.root().is_dir() {
-        println!("nothing is kept in {}", store.root().display());
-        return Ok(());
-    }
-    let entries = store.entries();
+) -> Result<u8, CacheError> {
+    let entries: Vec<(&Place, Entry)> = places
+        .iter()
+        .flat_map(|place| place.entries().into_iter().map(move |entry| (place, entry)))
+        .collect();
+    let is_named = |entry: &Entry| {
+        let key = &entry.manifest.key;
+        keys.iter().any(|wanted| key.starts_with(wanted.as_str()))
+    };
     for wanted in keys {
-        if !entries
-            .iter()
-            .any(|e| e.manifest.key.starts_with(wanted.as_str()))
-        {
+        let mut known = entries.iter().map(|(_, entry)| &entry.manifest.key);
+        if !known.any(|key| key.starts_with(wanted.as_str())) {
             return Err(CacheError::Unknown(wanted.clone()));
         }
     }
@@ -194,34 +290,58 @@ fn prune(
         let unused = entry.last_used.elapsed().unwrap_or(Duration::ZERO);
         unused_days.is_some_and(|days| unused >= Duration::from_secs(days * 86_400))
     };
-    let mut removed = Vec::new();
-    for entry in &entries {
+    let mut code = 0;
+    let mut gone: HashSet<PathBuf> = HashSet::new();
+    for (place, entry) in &entries {
         let key = &entry.manifest.key;
-        if all || too_old(entry) || keys.iter().any(|k| key.starts_with(k.as_str())) {
-            match store.remove(key)? {
-                true => removed.push(key.clone()),
-                false => println!("{}  stays: a run copies it just now", &key[..KEY_SHOWN]),
+        if all || too_old(entry) || is_named(entry) {
+            match place.store.remove(key) {
+                Ok(true) => _ = gone.insert(entry.folder.clone()),
+                Ok(false) => println!("{}  stays: a run copies it just now", shown(key)),
+                Err(error) => {
+                    code = exit::AGENT;
+                    println!("{}  cannot be removed: {error}", shown(key));
+                }
             }
         }
     }
-    if keys.is_empty() {
-        match store.make_room(0) {
-            Ok(gone) => removed.extend(gone),
-            Err(full) => println!("{full}"),
+    let (mut swept, mut runs) = (0, 0);
+    for place in places.iter().filter(|place| place.is_there()) {
+        if keys.is_empty() {
+            match place.store.make_room(0) {
+                Ok(more) => gone.extend(more.iter().map(|key| place.store.root().join(key))),
+                Err(full) => println!("{full}"),
+            }
+        }
+        match place.store.sweep() {
+            Ok(more) => swept += more as u64,
+            Err(error) => {
+                code = exit::AGENT;
+                println!("{}: {error}", place.store.root().display());
+            }
         }
     }
-    for entry in entries.iter().filter(|e| removed.contains(&e.manifest.key)) {
+    for place in places {
+        runs += place.runs.as_deref().map_or(0, run_dir::remove_leftovers);
+    }
+    let removed: Vec<_> = entries
+        .iter()
+        .filter(|(_, entry)| gone.contains(&entry.folder))
+        .collect();
+    for (place, entry) in &removed {
         println!(
-            "{}  removed, {:.2} GB",
-            &entry.manifest.key[..KEY_SHOWN],
-            gigabytes(entry.manifest.bytes)
+            "{}  removed, {:.2} GB{}",
+            shown(&entry.manifest.key),
+            gigabytes(entry.manifest.bytes),
+            of_containers(place)
         );
     }
-    let swept = store.sweep()?;
     println!(
-        "{} environments and {swept} leftovers removed, {} environments kept",
-        removed.len(),
-        entries.len() - removed.len()
+        "{}, {} and {} removed, {} kept",
+        counted(removed.len() as u64, "environment"),
+        counted(swept, "leftover"),
+        folders_of_runs(runs),
+        counted((entries.len() - removed.len()) as u64, "environment")
     );
-    Ok(())
+    Ok(code)
 }

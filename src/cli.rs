@@ -272,7 +272,7 @@ pub struct CacheArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
-    /// Show the kept environments, the last used first
+    /// Show the kept environments, the last used first, then those of each image's containers
     List,
     /// Check that every file is as it was kept, and as its package has it; exit code 70 if one is not
     Verify {
@@ -280,8 +280,8 @@ pub enum CacheCommand {
         #[arg(long)]
         remove: bool,
     },
-    /// Apply the limits of `agent.venvs_cache` and remove what killed runs left; with KEYs, remove
-    /// just these environments
+    /// Apply the limits of `agent.venvs_cache` and remove what killed runs left, their folders included;
+    /// with KEYs, of the environments just these
     Prune {
         /// Remove all of them
         #[arg(long, conflicts_with = "keys")]

@@ -63,6 +63,8 @@ pub struct Handover {
     pub former_end: Option<String>,
     /// One of several ranks, and by what they know each other.
     pub several: Option<Claimant>,
+    /// `--standalone-mode`: the folder of what was put into the image beforehand.
+    pub standalone: Option<PathBuf>,
 }
 
 impl Handover {

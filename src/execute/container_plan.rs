@@ -11,8 +11,9 @@ use super::not_run::NotRun;
 use super::run::Run;
 use super::settings::SettingsError;
 use crate::api::{ApiError, Session, queues, tasks};
+use crate::container::address::{self, DockerConfig};
 use crate::container::choice::{self, Choice, Facts, Request, choose};
-use crate::container::engine::{self, DockerConfig, Engine};
+use crate::container::engine::Engine;
 use crate::container::error::ContainerError;
 use crate::container::gpus::{self, Asked};
 use crate::container::name;
@@ -60,7 +61,7 @@ pub(super) async fn check(settings: &Settings, env: &Variables) -> Result<(), No
         RunArgs::parse(&arguments).map_err(|error| usage(error.to_string()))?;
     }
     let config = DockerConfig::read(env);
-    let connected = async { Engine::connect(engine::address(env, &config)?).await };
+    let connected = async { Engine::connect(address::address(env, &config)?, env).await };
     connected.await.map(drop).map_err(NotRun::Container)
 }
 
@@ -126,9 +127,10 @@ pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, Contain
     Ok(Plan {
         image: choice.image,
         write_back: choice.write_back,
-        pull: match settings.force_pull {
-            true => Pull::Always,
-            false => parsed.pull(),
+        pull: match (&settings.standalone, settings.force_pull) {
+            (Some(_), _) => Pull::Never,
+            (None, true) => Pull::Always,
+            (None, false) => parsed.pull(),
         },
         body,
         arguments: parsed,
@@ -258,11 +260,12 @@ fn say(run: &Run, choice: &Choice, arguments: &[String]) {
         ));
     }
     let shown = arguments.iter().map(|word| shlex::try_quote(word));
-    let shown: Vec<_> = shown.filter_map(Result::ok).collect();
+    let mut words = vec!["docker".into(), "run".into()];
+    words.extend(shown.filter_map(Result::ok));
+    words.push(choice.image.as_str().into());
     run.console.say(format!(
-        "Executing: docker run {} {} (image of {})",
-        shown.join(" "),
-        choice.image,
+        "Executing: {} (image of {})",
+        words.join(" "),
         choice.why
     ));
 }

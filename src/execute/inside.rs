@@ -102,6 +102,7 @@ pub(super) async fn attempt(
                 settings = settings::resolve(args, global, changed, mask)?;
             }
             settings.rank = letter.rank;
+            settings.python.standalone = letter.standalone.clone();
             run_task(settings, &letter, &journal, stop, timeline).await
         }
         Err(outcome) => {
