@@ -73,7 +73,8 @@ pub enum Command {
     /// Send to the server what earlier runs could not: logs of agents that were killed, or whose
     /// server was away
     Sync(SyncArgs),
-    /// Show, check or remove the Python environments that runs have left for later ones
+    /// Show, check or remove the Python environments and mirrors of repositories that runs have left for
+    /// later ones
     Cache(CacheArgs),
     /// Ends what a killed agent left; started by `execute` itself
     #[command(hide = true)]
@@ -272,9 +273,11 @@ pub struct CacheArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
-    /// Show the kept environments, the last used first, then those of each image's containers
+    /// Show the kept environments, the last used first, then those of each image's containers, then the
+    /// mirrors of repositories
     List,
-    /// Check that every file is as it was kept, and as its package has it; exit code 70 if one is not
+    /// Check that every file is as it was kept, and as its package has it, and that mirrors are whole; exit
+    /// code 70 if one is not
     Verify {
         /// Remove the damaged ones
         #[arg(long)]
@@ -286,7 +289,7 @@ pub enum CacheCommand {
         /// Remove all of them
         #[arg(long, conflicts_with = "keys")]
         all: bool,
-        /// Remove those that no run has used for so long
+        /// Remove those that no run has used for so long, and such mirrors of repositories
         #[arg(long, value_name = "DAYS", conflicts_with = "keys")]
         unused_days: Option<u64>,
         /// Keys as `list` shows them

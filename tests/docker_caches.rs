@@ -142,10 +142,39 @@ fn a_run_needs_nothing_but_what_others_left_and_cache_tends_it() {
     world
         .run(&["cache", "prune", "--all"])
         .exits(0)
-        .prints("0 environments, ")
+        .prints("0 environments, 0 mirrors, ")
         .prints("2 folders of runs that were killed removed, 0 environments kept");
     assert!(!left[0].exists() && !left[1].exists());
     assert!(victim.exists());
+
+    // The containers' mirrors.
+    let mirrors = world.path(".clearml/vcs-cache/container-user-0");
+    world
+        .run(&["cache", "list"])
+        .exits(0)
+        .prints("Mirrors of repositories in containers:\ncode.")
+        .prints(&format!("1 mirror in {}", mirrors.display()));
+    let mirror = only(&mirrors, |name| name.ends_with(".git"));
+    let pack = only(&mirror.join("objects/pack"), |name| name.ends_with(".pack"));
+    std::fs::write(&pack, "cut off").unwrap();
+    world
+        .run(&["cache", "verify"])
+        .exits(70)
+        .prints("1 mirror, 1 damaged");
+    // It was used just now.
+    world
+        .run(&["cache", "prune", "--unused-days", "1"])
+        .exits(0)
+        .prints(" 0 mirrors, ");
+    let lock = only(&mirrors, |name| name.ends_with(".lock"));
+    let long_ago = SystemTime::now() - Duration::from_secs(90_000);
+    let lock = File::options().write(true).open(lock).unwrap();
+    lock.set_modified(long_ago).unwrap();
+    world
+        .run(&["cache", "prune", "--unused-days", "1"])
+        .exits(0)
+        .prints(" 1 mirror, ");
+    assert!(!mirror.exists());
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use clearml_agent::source::SourceError;
 use clearml_agent::task::Script;
 use git_http::{TestRepo, tree};
 use source_host::{Host, assert_says, script};
@@ -456,6 +457,38 @@ fn a_filter_that_must_not_be_left_out_is_an_error_as_for_git() {
     let (ours, _) = user.checkout_of(&outer.url(), "").unwrap();
     let text = fs::read_to_string(ours.join("inner/a.key")).unwrap();
     assert_eq!(text, "STORED\n");
+}
+
+#[test]
+fn a_filter_that_takes_long_is_stopped_with_the_run() {
+    let repo = TestRepo::empty();
+    repo.write(".gitattributes", "*.x filter=slow\n");
+    repo.write("a.x", "stored\n");
+    repo.commit("first");
+    let user =
+        User::new("[filter \"slow\"]\n\tsmudge = \"echo $$ > ~/started; exec sleep 1000\"\n");
+    let mut host = Host::new();
+    let home = user.home.path().display().to_string();
+    host.env.insert("HOME".into(), home);
+    let (stop, url) = (host.stop.clone(), repo.url());
+    let run = std::thread::spawn(move || host.fetch(&script(&url)));
+    let started = user.home.path().join("started");
+    let pid = loop {
+        let text = fs::read_to_string(&started).unwrap_or_default();
+        if let Some(pid) = text.strip_suffix('\n') {
+            break pid.to_owned();
+        }
+        assert!(!run.is_finished());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    stop.cancel();
+    let error = run.join().unwrap().unwrap_err();
+    assert!(matches!(error, SourceError::Stopped), "{error}");
+    // Hangs here if it lives on.
+    let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    while !(state().is_empty() || state().contains(") Z ")) {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
 }
 
 #[test]

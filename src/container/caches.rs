@@ -57,6 +57,7 @@ pub struct Mounted {
 /// A folder that was not used for so long goes: its image is not used any more, most likely.
 const KEPT: Duration = Duration::from_secs(60 * 24 * 3600);
 const OF_IMAGE: &str = "image-";
+const OF_USER: &str = "container-user-";
 /// The folder with a file for each image that had a folder of its own, named as those are: what the image
 /// was called. Containers do not see it.
 const NAMES: &str = "names";
@@ -81,7 +82,7 @@ fn sub_folder(keyed: Keyed, image: &str, user: &User) -> Option<String> {
     match keyed {
         Keyed::Nothing => None,
         // Not the host's own, even for the same user: git believes what a repository configures.
-        Keyed::User => Some(format!("container-user-{}", user.uid)),
+        Keyed::User => Some(format!("{OF_USER}{}", user.uid)),
         Keyed::Image => Some(format!("{OF_IMAGE}{}-user-{}", short(image), user.uid)),
         Keyed::OneRun => Some(format!("user-{}", user.uid)),
     }
@@ -120,6 +121,19 @@ pub fn of_images(host: &Path) -> Vec<OfImage> {
         })
         .collect();
     found.sort_by(|one, other| (&one.image, &one.user).cmp(&(&other.image, &other.user)));
+    found
+}
+
+/// The folders in a cache's `host` folder that containers of one user share, with that user's number.
+pub fn of_users(host: &Path) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(host).into_iter().flatten().flatten();
+    let mut found: Vec<(String, PathBuf)> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            Some((name.strip_prefix(OF_USER)?.to_owned(), entry.path()))
+        })
+        .collect();
+    found.sort();
     found
 }
 

@@ -1,11 +1,13 @@
 //! The connection to a container engine.
 
 use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE};
+use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, Docker};
 
 use super::address::{Address, Host, Variables};
@@ -91,6 +93,16 @@ impl Engine {
         self.api_version
     }
 
+    /// Whether its machine has NVIDIA's driver; of another machine, whether the engine has NVIDIA's runtime.
+    pub async fn has_nvidia(&self) -> bool {
+        if self.is_local() {
+            return Path::new("/proc/driver/nvidia/version").exists();
+        }
+        let info = self.docker.info().await;
+        let info = info.inspect_err(|error| tracing::debug!(%error, "what the engine has"));
+        info.is_ok_and(|info| names_nvidia(&info))
+    }
+
     pub fn docker(&self) -> &Docker {
         &self.docker
     }
@@ -105,6 +117,14 @@ impl Engine {
     pub fn is_local(&self) -> bool {
         matches!(self.address.host, Host::Unix(_))
     }
+}
+
+fn names_nvidia(info: &SystemInfo) -> bool {
+    let runtimes = info.runtimes.iter().flatten();
+    let devices = info.discovered_devices.iter().flatten();
+    let mut devices = devices.filter_map(|device| device.id.as_deref());
+    runtimes.into_iter().any(|(name, _)| name == "nvidia")
+        || devices.any(|id| id.starts_with("nvidia.com/gpu"))
 }
 
 /// `1.41` as numbers.
@@ -214,4 +234,26 @@ fn with_url_safe_auth(mut request: bollard::BollardRequest) -> bollard::BollardR
         headers.insert(HEADER, value);
     }
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_engine_elsewhere_says_whether_it_has_gpus() {
+        for (info, expected) in [
+            (json!({}), false),
+            (json!({"Runtimes": {"runc": {"path": "runc"}}}), false),
+            (json!({"Runtimes": {"runc": {}, "nvidia": {}}}), true),
+            (
+                json!({"DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=0"}]}),
+                true,
+            ),
+        ] {
+            let read: SystemInfo = serde_json::from_value(info.clone()).unwrap();
+            assert_eq!(names_nvidia(&read), expected, "{info}");
+        }
+    }
 }

@@ -28,6 +28,7 @@ pub const CERTIFICATES: &str = "/.clearml-agent/private/certificates.pem";
 pub const CACHE: &str = "/.clearml-agent/cache";
 pub const RUNS: &str = "/.clearml-agent/cache/runs";
 pub const UV_CACHE: &str = "/.clearml-agent/cache/uv";
+pub const PYTHONS: &str = "/.clearml-agent/cache/python";
 pub const VENVS_CACHE: &str = "/.clearml-agent/cache/venvs";
 pub const JOURNAL: &str = "/.clearml-agent/journal";
 
@@ -44,6 +45,7 @@ fi
 cache=/.clearml-agent/cache
 if ! mkdir -p "$cache/runs" "$cache/uv" 2>/dev/null || ! [ -w "$cache/runs" ] || ! [ -w "$cache/uv" ]; then
     export CLEARML_AGENT__AGENT__VENVS_DIR=/.clearml-agent/runs UV_CACHE_DIR=/.clearml-agent/uv-cache \
+        UV_PYTHON_INSTALL_DIR=/.clearml-agent/python \
         CLEARML_AGENT__AGENT__VENVS_CACHE__PATH=/.clearml-agent/venvs
 fi
 exec "$agent" "$@"

@@ -1,5 +1,6 @@
 //! From the task to a command that can be started: code and environment, side by side.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,8 +82,9 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
         }
         sources
     };
+    let settings = python_settings(run);
     let environment = async {
-        let environment = environment(run, &script, run_dir.path(), &token).await;
+        let environment = environment(run, &script, &settings, run_dir.path(), &token).await;
         if environment.is_err() {
             token.cancel();
         }
@@ -97,7 +99,7 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
         }
     };
 
-    let settings = &run.settings.python;
+    let settings = &*settings;
     let python = |error: PythonError| Failure::from(error).outcome(run);
     let code = python::install::Code {
         repository: (sources.kind == source::Kind::Checkout).then_some(sources.root.as_path()),
@@ -128,6 +130,16 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
     .map_err(python)?;
 
     let job = &run.settings.job;
+    let inherited = python::conda::job_variables(
+        &environment,
+        &tools,
+        settings,
+        &job.inherited,
+        &run.console,
+        run.stop.token(),
+    )
+    .await
+    .map_err(python)?;
     let config_file = run_dir
         .private_file("clearml.conf", &job.config)
         .map_err(|error| Outcome::Failed {
@@ -151,12 +163,12 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
         working_dir: &sources.working_dir,
         entry_point: &entry_point,
         optimize: job.optimize,
-        job_env: &job_env::job_environment(&job.inherited, &told),
+        job_env: &job_env::job_environment(&inherited, &told),
         force_git_root_python_path: settings.force_git_root_python_path,
     })
     .map_err(python)?;
     told.python_path = &start.python_path;
-    let env = job_env::job_environment(&job.inherited, &told);
+    let env = job_env::job_environment(&inherited, &told);
 
     let handover = handover(&run.task.id, &start.shown, &installed.summary);
     let versions = Versions {
@@ -321,13 +333,28 @@ async fn fetch(
     }
 }
 
+/// With the environment of conda that the task names in the place of an image, where the configuration
+/// says that it does.
+fn python_settings(run: &Run) -> Cow<'_, python::Settings> {
+    let settings = &run.settings.python;
+    if !settings.conda.as_base_docker || settings.conda.package.is_some() {
+        return Cow::Borrowed(settings);
+    }
+    let old = run.task.execution.docker_cmd.split_whitespace().next();
+    let image = run.task.container.image.trim();
+    let named = Some(image).filter(|image| !image.is_empty()).or(old);
+    let mut settings = settings.clone();
+    settings.conda.package = named.map(Into::into);
+    Cow::Owned(settings)
+}
+
 async fn environment(
     run: &Run,
     script: &Script,
+    settings: &python::Settings,
     dir: &Path,
     token: &CancellationToken,
 ) -> Result<(python::Tools, Environment), Failure> {
-    let settings = &run.settings.python;
     let tools = python::find_tools(script, settings, &run.console, token).await?;
     let folder = dir.join("venv");
     let environment =

@@ -6,6 +6,8 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use super::conda::words::CondaFailure;
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PythonError {
     #[error(
@@ -16,11 +18,19 @@ pub enum PythonError {
     )]
     NoInterpreter { wanted: String, tried: String },
     #[error(
-        "agent.package_manager.type is {name}, which this agent can't drive yet.\n\
-         Set it to pip (or uv) in clearml.conf, or with \
-         CLEARML_AGENT__AGENT__PACKAGE_MANAGER__TYPE=pip, to install the task's list of packages."
+        "agent.package_manager.type is conda, and there is no conda to be used: {0}.\n\
+         Install Miniforge (or micromamba) and put it on PATH or name it with CONDA_EXE; or set \
+         CLEARML_AGENT__AGENT__PACKAGE_MANAGER__TYPE=pip to install the task's packages without it."
     )]
-    UnsupportedManager { name: String },
+    NoConda(String),
+    #[error("{0}")]
+    Conda(CondaFailure),
+    #[error(
+        "the conda environment can't be used ({place}): {cause}.\n\
+         See agent.package_manager.conda_env_as_base_docker, use_conda_base_env and \
+         CLEARML_CONDA_ENV_PACKAGE."
+    )]
+    CondaPackage { place: String, cause: String },
     #[error(
         "the repository is a project ({file}) whose packages can't be installed: {cause}.\n\
          See its words above; or set agent.package_manager.type to pip to install the task's list \

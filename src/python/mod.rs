@@ -9,9 +9,11 @@
 pub mod cache;
 pub mod choice;
 pub mod command;
+pub mod conda;
 pub mod cuda;
 pub mod environment;
 pub mod failure;
+pub mod fetched;
 mod filling;
 pub mod flags;
 pub mod freeze;

@@ -362,6 +362,8 @@ impl Mirrors<'_> {
             .truncate(false)
             .open(&path)
             .map_err(SourceError::io("opening the lock", &path))?;
+        // For who removes what nobody uses.
+        let _ = file.set_modified(std::time::SystemTime::now());
         let locked = self
             .wait_for(&file, address)
             .map_err(SourceError::io("locking", &path))?;

@@ -38,7 +38,7 @@ pub(super) fn reset_config(folder: &Path) -> Result<(), SourceError> {
 /// How old what nobody seems to need must be to be removed.
 const ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// In a mirror that is not to be used any more. Its folder is as old as this file.
-const OUT_OF_USE: &str = "out-of-use";
+pub(super) const OUT_OF_USE: &str = "out-of-use";
 
 /// Where one address's mirror is, locked where others use it, too. A mirror that is made anew stands beside
 /// the one before (`name.git`, `name.1.git`, …), of which work trees may have their objects: each has a

@@ -17,6 +17,7 @@ mod filters;
 pub mod fuzzing;
 mod git_program;
 mod hunks;
+pub mod kept;
 mod lfs;
 mod mirror;
 mod mirror_folder;

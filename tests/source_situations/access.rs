@@ -9,7 +9,7 @@ use clearml_agent::source::{ExtraCredential, PasswordKind};
 use crate::git_http::GitServer;
 use crate::source_host::{Host, script};
 pub use crate::source_world::PASSWORD;
-use crate::{Commit, Refused, Situation, TRAIN, closed, first, tip, version};
+use crate::{Commit, Files, Refused, Situation, TRAIN, closed, first, tip, version};
 
 pub fn login(host: &mut Host, user: &str, password: &str) {
     host.credentials.user = Some(user.to_owned()).filter(|user| !user.is_empty());
@@ -194,6 +194,28 @@ pub const SITUATIONS: &[Situation] = &[
             version(script(&w.bearer.url("up/.git")), &w.first)
         },
         Commit(first, TRAIN),
+    ),
+    (
+        "a submodule elsewhere, with a wrong login for there",
+        |w, host| {
+            host.credentials.extra = vec![
+                extra("bob", PASSWORD, "127.0.0.1"),
+                extra("alice", PASSWORD, "localhost"),
+            ];
+            script(&w.closed.url("elsewhere.git"))
+        },
+        Refused(&["submodule lib", "no access", "localhost"]),
+    ),
+    (
+        "a submodule elsewhere, with the right login for there",
+        |w, host| {
+            host.credentials.extra = vec![
+                extra("bob", PASSWORD, "127.0.0.1"),
+                extra("bob", PASSWORD, "localhost"),
+            ];
+            script(&w.closed.url("elsewhere.git"))
+        },
+        Files(&[("lib/train.py", "print('training')\n")]),
     ),
     (
         "a submodule elsewhere, no login for there",

@@ -129,7 +129,10 @@ pub(super) fn complete(
         image: &plan.image,
         words,
         variables,
-        defaults: vec![("UV_CACHE_DIR", handover::UV_CACHE)],
+        defaults: vec![
+            ("UV_CACHE_DIR", handover::UV_CACHE),
+            ("UV_PYTHON_INSTALL_DIR", handover::PYTHONS),
+        ],
         labels: spec::labels(
             worker,
             made.me.map(Agent::label).as_deref(),

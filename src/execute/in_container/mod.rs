@@ -61,12 +61,12 @@ fn go_on(run: &Run) -> Result<(), ContainerError> {
 
 async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerError> {
     let env = &run.settings.job.inherited;
-    let mut plan = container_plan::plan(run, settings).await?;
     let config = DockerConfig::read(env);
     let engine = tokio::select! {
         engine = Engine::connect(address::address(env, &config)?, env) => engine?,
         _ = run.stop.requested() => return Err(ContainerError::Stopped),
     };
+    let mut plan = container_plan::plan(run, settings, &engine).await?;
     let me = Agent::this(run.settings.config.machine());
     if let Some(me) = me.clone() {
         let engine = engine.clone();

@@ -1,5 +1,7 @@
-//! `clearml-agent cache`: what environments are kept, on this machine and for the containers of each image,
-//! whether they are whole, and their removal.
+//! `clearml-agent cache`: what environments and mirrors of repositories are kept, on this machine and for
+//! containers, whether they are whole, and their removal.
+
+mod mirrors;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -15,6 +17,8 @@ use crate::execute::run_dir;
 use crate::python::cache::settings::CacheSettings;
 use crate::python::cache::store::{Entry, Store, gigabytes};
 use crate::python::{self, freeze};
+
+use mirrors::Mirrors;
 
 #[derive(Debug, thiserror::Error)]
 enum CacheError {
@@ -42,8 +46,8 @@ impl CacheError {
 
 /// Gives the exit code: 0, or that of a damaged environment that stays.
 pub fn cache(args: &CacheArgs, global: &GlobalArgs, env: &Variables) -> u8 {
-    let places = match places(global, env) {
-        Ok(places) => places,
+    let (places, mirrors) = match kept(global, env) {
+        Ok(kept) => kept,
         Err(error) => {
             eprintln!("clearml-agent: {error}");
             return error.exit_code();
@@ -51,17 +55,19 @@ pub fn cache(args: &CacheArgs, global: &GlobalArgs, env: &Variables) -> u8 {
     };
     let done = match &args.command {
         CacheCommand::List => {
-            for place in &places {
-                place.list();
-            }
+            places.iter().for_each(Place::list);
+            mirrors.iter().for_each(Mirrors::list);
             Ok(0)
         }
-        CacheCommand::Verify { remove } => Ok(verify(&places, *remove)),
+        CacheCommand::Verify { remove } => {
+            let left = verify(&places, *remove) + mirrors::verify(&mirrors, *remove);
+            Ok(if left == 0 { 0 } else { exit::AGENT })
+        }
         CacheCommand::Prune {
             all,
             unused_days,
             keys,
-        } => prune(&places, *all, *unused_days, keys),
+        } => prune(&places, &mirrors, *all, *unused_days, keys),
     };
     done.unwrap_or_else(|error| {
         eprintln!("clearml-agent: {error}");
@@ -77,7 +83,7 @@ struct Place {
     runs: Option<PathBuf>,
 }
 
-fn places(global: &GlobalArgs, env: &Variables) -> Result<Vec<Place>, CacheError> {
+fn kept(global: &GlobalArgs, env: &Variables) -> Result<(Vec<Place>, Vec<Mirrors>), CacheError> {
     let home = env.get("HOME").filter(|h| !h.is_empty());
     let config = config::load(&Lookup {
         config_file: global.config_file.as_deref(),
@@ -106,7 +112,7 @@ fn places(global: &GlobalArgs, env: &Variables) -> Result<Vec<Place>, CacheError
             });
         }
     }
-    Ok(places)
+    Ok((places, mirrors::all(&config)))
 }
 
 impl Place {
@@ -230,7 +236,8 @@ fn damage(entry: &Entry) -> Vec<String> {
     found
 }
 
-fn verify(places: &[Place], remove: bool) -> u8 {
+/// Gives how many damaged ones stay.
+fn verify(places: &[Place], remove: bool) -> usize {
     let (mut all, mut damaged, mut left) = (0, 0, 0);
     for place in places {
         for entry in place.entries() {
@@ -248,7 +255,7 @@ fn verify(places: &[Place], remove: bool) -> u8 {
                 Some(Ok(false)) => ", stays: a run copies it just now".to_owned(),
                 Some(Err(error)) => format!(", cannot be removed: {error}"),
             };
-            left += u8::from(removed != ", removed");
+            left += usize::from(removed != ", removed");
             println!("{}  damaged{removed}{of}", shown(key));
             for line in &found {
                 println!("    {}", printable(line));
@@ -256,7 +263,7 @@ fn verify(places: &[Place], remove: bool) -> u8 {
         }
     }
     println!("{}, {damaged} damaged", counted(all, "environment"));
-    if left == 0 { 0 } else { exit::AGENT }
+    left
 }
 
 fn folders_of_runs(number: u64) -> String {
@@ -268,6 +275,7 @@ fn folders_of_runs(number: u64) -> String {
 
 fn prune(
     places: &[Place],
+    mirrors: &[Mirrors],
     all: bool,
     unused_days: Option<u64>,
     keys: &[String],
@@ -305,6 +313,13 @@ fn prune(
             }
         }
     }
+    let (old_mirrors, well) = match unused_days {
+        Some(days) => mirrors::prune(mirrors, days),
+        None => (0, true),
+    };
+    if !well {
+        code = exit::AGENT;
+    }
     let (mut swept, mut runs) = (0, 0);
     for place in places.iter().filter(|place| place.is_there()) {
         if keys.is_empty() {
@@ -337,8 +352,9 @@ fn prune(
         );
     }
     println!(
-        "{}, {} and {} removed, {} kept",
+        "{}, {}, {} and {} removed, {} kept",
         counted(removed.len() as u64, "environment"),
+        counted(old_mirrors, "mirror"),
         counted(swept, "leftover"),
         folders_of_runs(runs),
         counted((entries.len() - removed.len()) as u64, "environment")
