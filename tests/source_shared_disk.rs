@@ -111,7 +111,8 @@ fn role_runs() {
         return;
     };
     let mut host = Host::new();
-    host.folder = TempDir::new_in(&disk).unwrap();
+    let work = std::env::var_os("ROLE_WORK").map_or_else(|| disk.clone(), PathBuf::from);
+    host.folder = TempDir::new_in(work).unwrap();
     host.kept_in = Some(disk.join("cache"));
     if let Ok(ssh) = std::env::var("ROLE_SSH") {
         host.env.insert("GIT_SSH_COMMAND".into(), ssh);
@@ -157,6 +158,38 @@ fn damage(cache: &Path) {
         if path.is_dir() {
             let _ = fs::remove_dir_all(path.join("objects/pack"));
         }
+    }
+}
+
+#[test]
+fn a_cache_on_a_full_disk_is_done_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let repo = TestRepo::new();
+    repo.write("noise", noise(3));
+    let commit = repo.commit("noise");
+    let server = GitServer::start(repo.served_root(), None);
+    for url in [server.url("up/.git"), repo.url()] {
+        let line = "mount -t tmpfs -o size=100k none . && cd . && echo mounted && \
+                    exec \"$EXE\" --exact role_runs --nocapture";
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", line])
+            .current_dir(folder.path())
+            .env("EXE", std::env::current_exe().unwrap())
+            .env("ROLE_DISK", folder.path())
+            .env("ROLE_WORK", std::env::temp_dir())
+            .env("ROLE_URL", &url)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        if !said.contains("mounted") {
+            println!("not tried: nothing can be mounted here");
+            return;
+        }
+        let why = String::from_utf8_lossy(&output.stderr);
+        let ran = said.matches(&format!("ran {commit}\n")).count();
+        assert_eq!(ran, RUNS, "{said}{why}");
+        assert!(said.contains("No space left"), "{said}");
+        assert!(said.contains("fetching without it"), "{said}");
     }
 }
 

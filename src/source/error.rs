@@ -295,14 +295,12 @@ impl SourceError {
         {
             return Self::HostIdentity { url, cause };
         }
-        // Whatever is wrong with a folder of this machine, no login mends it.
-        let of_the_path = matches!(
-            class,
-            ErrorClass::Repository | ErrorClass::Os | ErrorClass::Net | ErrorClass::Filesystem
-        );
-        if address.transport == Transport::Local
-            && (of_the_path || said(&["permission denied", "does not appear to be"]))
-        {
+        // Whatever is wrong with a folder of this machine, no login mends it. Another path that is named is the
+        // mirror's.
+        let of_the_path = code == ErrorCode::NotFound
+            || class == ErrorClass::Repository
+            || cause.contains(address.path().trim_end_matches('/'));
+        if address.transport == Transport::Local && of_the_path {
             return Self::PathNotFound { path: url, cause };
         }
         if code == ErrorCode::Auth
@@ -490,5 +488,17 @@ mod tests {
             ),
             "no such path"
         );
+        for (message, expected) in [
+            (
+                "failed to open '/srv/a/HEAD': Permission denied",
+                "no such path",
+            ),
+            (
+                "failed to write '/cache/b.git/objects/x': No space left on device",
+                "other",
+            ),
+        ] {
+            assert_eq!(kind("/srv/a/", any, C::Os, message), expected, "{message}");
+        }
     }
 }

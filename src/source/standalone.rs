@@ -134,7 +134,8 @@ fn does_something(text: &str) -> bool {
     const STATEMENTS: [&str; 5] = ["import", "from", "raise", "assert", "print"];
     text.lines().any(|line| {
         let first = line.split_whitespace().next().unwrap_or_default();
-        line.contains(['(', '=']) || STATEMENTS.contains(&first)
+        // A notebook in JSON is converted.
+        line.contains(['(', '=']) || first.starts_with('{') || STATEMENTS.contains(&first)
     })
 }
 
@@ -317,6 +318,7 @@ mod tests {
             ("%matplotlib inline\nx = 1", "script"),
             ("'''text'''\nraise SystemExit", "script"),
             ("{\"cells\": [{\"source\": \"print(1)\"}]}", "script"),
+            ("{\n \"cells\": []\n}", "script"),
             ("# cleared\n\n", "remarks"),
             ("garbage", "neither"),
             ("this is garbage", "neither"),
