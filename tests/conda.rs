@@ -14,6 +14,7 @@ use std::process::Command;
 
 use bench::Bench;
 use clearml_agent::python::PythonError;
+use clearml_agent::python::cache::settings::CacheSettings;
 use clearml_agent::python::choice::choose;
 use clearml_agent::python::settings::Manager;
 use clearml_agent::python::tools::Kind;
@@ -147,6 +148,63 @@ async fn conda_gets_what_it_has_and_pip_the_rest() {
                 .contains(&"tabulate==0.9.0".to_owned())
         );
     }
+}
+
+#[tokio::test]
+async fn what_conda_found_is_not_searched_for_again() {
+    let home = tempfile::tempdir().unwrap();
+    let conda = CondaStandIn::new("conda", json!({"six": "1.16.0", "zlib": "1.3"}));
+    let run = async || {
+        let mut bench = bench_with(&conda);
+        bench.settings.cache = home.path().to_owned();
+        bench.settings.venvs_cache = Some(CacheSettings::at(home.path().join("venvs")));
+        let done = bench
+            .runs("", json!({"pip": "six==1.16.0\ntabulate==0.9.0"}))
+            .await;
+        let code = "import sys, six, tabulate; print(six.BY, six.__version__, sys.prefix)";
+        let prefix = bench.dir.path().join("venv");
+        assert_eq!(
+            done.python(code),
+            format!("conda 1.16.0 {}", prefix.display())
+        );
+        bench.said()
+    };
+    let searches = || conda.asked_for().len();
+    let said = run().await;
+    assert_eq!(searches(), 2, "{said}");
+    let said = run().await;
+    assert_eq!(searches(), 2, "{said}");
+    assert!(
+        said.contains("Packages: by conda: the 3 that it found 0 min ago"),
+        "{said}"
+    );
+    let calls = conda.calls();
+    let explicit: Vec<&Value> = calls
+        .iter()
+        .filter_map(|call| call.get("explicit"))
+        .collect();
+    assert_eq!(explicit.len(), 2, "{calls:?}");
+    let lines = explicit[1].as_array().unwrap();
+    assert!(lines.contains(&json!("https://h/conda-forge/six-1.16.0-0.conda#c0ffee")));
+
+    // A package that is no longer there: conda searches anew.
+    std::fs::write(conda.root().join("channel.json"), r#"{"zlib": "1.3"}"#).unwrap();
+    let mut bench = bench_with(&conda);
+    bench.settings.cache = home.path().to_owned();
+    bench.settings.venvs_cache = Some(CacheSettings::at(home.path().join("venvs")));
+    let done = bench
+        .runs("", json!({"pip": "six==1.16.0\ntabulate==0.9.0"}))
+        .await;
+    assert_eq!(
+        done.python("import six; print(hasattr(six, 'BY'))"),
+        "False"
+    );
+    assert!(
+        bench.said().contains("it searches anew"),
+        "{}",
+        bench.said()
+    );
+    assert_eq!(searches(), 3);
 }
 
 #[tokio::test]

@@ -10,6 +10,9 @@ mod docker;
 #[path = "common/in_container.rs"]
 #[allow(dead_code, clippy::unwrap_used)]
 mod in_container;
+#[path = "common/pythons.rs"]
+#[allow(clippy::unwrap_used)]
+mod pythons;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -53,6 +56,10 @@ fn only(parent: &Path, is_like: impl Fn(&str) -> bool) -> PathBuf {
 #[test]
 fn a_run_needs_nothing_but_what_others_left_and_cache_tends_it() {
     if !engine() {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not tested here: only root can remove what root has left in a container");
         return;
     }
     let world = world_apart(
@@ -207,4 +214,33 @@ fn what_was_put_into_the_image_is_all_that_is_needed() {
         .complains("--standalone-mode forbids to pull it");
     // Without it, it is asked for.
     refused(&world, absent, 69, "registry_unreachable").complains("cannot be pulled");
+}
+
+#[test]
+fn a_python_that_the_image_lacks_is_fetched_once() {
+    if !engine() {
+        return;
+    }
+    let world = world_apart("");
+    let place = tempfile::tempdir().unwrap();
+    let python = pythons::pretender(Path::new("/usr/bin/python3"));
+    let list = pythons::offer(place.path(), python.path(), (3, 98, 4), None);
+    let image = format!(
+        "{PYTHON_IMAGE} -v {place}:{place}:ro -e {}={}",
+        pythons::LIST,
+        list.display(),
+        place = place.path().display(),
+    );
+    let mut task = script("print('it runs')\n");
+    task["binary"] = "python3.98".into();
+    for fetched in [true, false] {
+        let id = world.api.create("another Python", task.clone());
+        let ended = world
+            .execute(&id, &["--docker", &image])
+            .exits(0)
+            .prints("it runs");
+        let said = ended.stdout.contains("Fetching Python 3.98 with uv");
+        assert_eq!(said, fetched, "{}", ended.stdout);
+        assert!(!ended.stdout.contains("which is not on this machine"));
+    }
 }

@@ -4,19 +4,19 @@
 
 #[path = "common/python.rs"]
 mod bench;
+#[path = "common/pythons.rs"]
+mod pythons;
 
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use bench::{Bench, SYSTEM_PATH};
 use clearml_agent::python::choice::choose;
 use clearml_agent::python::interpreter::Interpreter;
 use clearml_agent::python::{PythonError, find_tools};
 use clearml_agent::task::Script;
+use pythons::LIST;
 use serde_json::json;
-use sha2::Digest as _;
 
 /// As on a machine with the system's Pythons alone.
 fn bare_bench() -> Bench {
@@ -35,64 +35,16 @@ fn bare_bench() -> Bench {
     bench
 }
 
-/// Packs `folder` as the archives of uv's Pythons are packed, and lists it where uv looks.
+/// Lists it where uv looks.
 fn offer(bench: &mut Bench, folder: &Path, version: (u32, u32, u32), at: Option<&str>) {
-    let archive = bench.dir.path().join("python.tar.gz");
-    let mut command = Command::new("tar");
-    command
-        .arg("-C")
-        .arg(folder)
-        .arg("--use-compress-program=gzip -1");
-    command.args([
-        "--exclude=__pycache__",
-        "--exclude=*/test",
-        "--exclude=*/config-*",
-    ]);
-    command.args(["--exclude=*/site-packages/*", "--exclude=*/idlelib"]);
-    let packed = command
-        .arg("-cf")
-        .arg(&archive)
-        .arg("python/bin")
-        .arg("python/lib")
-        .status();
-    assert!(packed.unwrap().success());
-    let hash = sha2::Sha256::digest(std::fs::read(&archive).unwrap());
-    let hash: String = hash.iter().map(|b| format!("{b:02x}")).collect();
-    let (major, minor, patch) = version;
-    let arch = std::env::consts::ARCH;
-    let key = format!("cpython-{major}.{minor}.{patch}-linux-{arch}-gnu");
-    let url = at.map_or_else(|| format!("file://{}", archive.display()), str::to_owned);
-    let list = json!({key: {
-        "name": "cpython", "arch": {"family": arch, "variant": null}, "os": "linux", "libc": "gnu",
-        "major": major, "minor": minor, "patch": patch, "prerelease": "", "variant": null,
-        "url": url, "sha256": hash, "build": "20261110",
-    }});
-    let file = bench.dir.path().join("pythons.json");
-    std::fs::write(&file, list.to_string()).unwrap();
-    bench.settings.environment.insert(
-        "UV_PYTHON_DOWNLOADS_JSON_URL".into(),
-        file.display().to_string(),
-    );
+    let list = pythons::offer(bench.dir.path(), folder, version, at);
+    let list = list.display().to_string();
+    bench.settings.environment.insert(LIST.into(), list);
 }
 
-/// One that only says that it is Python 3.98.4.
 async fn offer_a_pretender(bench: &mut Bench, at: Option<&str>) {
-    let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("python/bin/python3.98");
-    std::fs::create_dir_all(program.parent().unwrap()).unwrap();
-    let library = folder.path().join("python/lib/python3.98");
-    std::fs::create_dir_all(&library).unwrap();
-    // uv writes the new place into it.
-    let build = library.join("_sysconfigdata__linux_x86_64-linux-gnu.py");
-    let head = "# system configuration generated and used by the sysconfig module";
-    std::fs::write(build, format!("{head}\nbuild_time_vars = {{}}\n")).unwrap();
     let (real, _) = choose("", &bench.settings).await.unwrap();
-    let text = format!(
-        "#!/bin/sh\n'{}' \"$@\" | /bin/sed 's/^3\\.[0-9]*\\.[0-9]*$/3.98.4/'\n",
-        real.base_executable.display()
-    );
-    std::fs::write(&program, text).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let folder = pythons::pretender(&real.base_executable);
     offer(bench, folder.path(), (3, 98, 4), at);
 }
 
@@ -208,7 +160,7 @@ async fn a_host_that_does_not_answer_is_not_waited_for_twice() {
     std::fs::rename(bench.dir.path().join("pythons.json"), &moved).unwrap();
     let moved = moved.display().to_string();
     let env = &mut bench.settings.environment;
-    env.insert("UV_PYTHON_DOWNLOADS_JSON_URL".into(), moved);
+    env.insert(LIST.into(), moved);
     assert_eq!(
         found(&bench, "python3.98").await.unwrap().full_version(),
         "3.98.4"

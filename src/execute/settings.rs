@@ -382,6 +382,9 @@ fn python_settings(
     if args.cpu_only {
         settings.cuda = python::cuda::Wanted::None;
     }
+    if args.inside.is_some() {
+        settings.place = python::failure::Place::Container;
+    }
     settings.git = git_settings::credentials(args, config)?;
     settings.standalone = args.standalone_mode.then_some(venvs_dir);
     Ok(settings)

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Variables;
+use super::connection::Connection;
 use crate::secret::Secret;
 
 /// The index used when nothing is configured.
@@ -17,11 +18,15 @@ pub struct Indexes {
     pub extra_urls: Vec<Secret>,
     pub find_links: Vec<Secret>,
     pub no_index: bool,
-    pub trusted_hosts: Vec<String>,
-    pub certificates: Option<PathBuf>,
+    pub connection: Connection,
     pub timeout: Option<String>,
     pub constraints: Vec<String>,
     pub pre_releases: bool,
+    /// Names of packages, `:all:`, `:none:`.
+    pub no_binary: Vec<String>,
+    pub only_binary: Vec<String>,
+    pub no_deps: bool,
+    pub require_hashes: bool,
 }
 
 impl Indexes {
@@ -55,6 +60,12 @@ impl Indexes {
             let words = values.get(name).map(String::as_str).unwrap_or_default();
             words.split_whitespace().map(str::to_owned).collect()
         };
+        let names = |name: &str| -> Vec<String> {
+            let names = values.get(name).map(String::as_str).unwrap_or_default();
+            let names = names.split([',', ' ', '\n']).map(str::trim);
+            let names = names.filter(|name| !name.is_empty());
+            names.map(str::to_owned).collect()
+        };
         let is_on = |name: &str| {
             one(name).is_some_and(|v| {
                 matches!(
@@ -71,11 +82,14 @@ impl Indexes {
                 .collect(),
             find_links: words("find-links").into_iter().map(Secret::new).collect(),
             no_index: is_on("no-index"),
-            trusted_hosts: words("trusted-host"),
-            certificates: one("cert").map(PathBuf::from),
+            connection: Connection::from_pip(&values),
             timeout: one("timeout").or_else(|| one("default-timeout")),
             constraints: words("constraint"),
             pre_releases: is_on("pre"),
+            no_binary: names("no-binary"),
+            only_binary: names("only-binary"),
+            no_deps: is_on("no-deps"),
+            require_hashes: is_on("require-hashes"),
         }
     }
 
@@ -118,7 +132,15 @@ impl Indexes {
             .chain(links)
             .map(|(kind, url)| format!("{kind} {}", without_user(url.expose())))
             .collect();
-        places.push(format!("{} {}", self.no_index, self.pre_releases));
+        places.push(format!(
+            "{} {} {} {} {:?} {:?}",
+            self.no_index,
+            self.pre_releases,
+            self.no_deps,
+            self.require_hashes,
+            self.no_binary,
+            self.only_binary
+        ));
         places.extend(self.constraints.iter().cloned());
         places
     }
@@ -152,13 +174,14 @@ impl Indexes {
         if self.pre_releases {
             tell("UV_PRERELEASE", "allow".into());
         }
-        if let Some(path) = &self.certificates {
-            tell("SSL_CERT_FILE", path.to_string_lossy().into_owned());
-        }
         for (name, values, by) in [
             ("UV_EXTRA_INDEX_URL", exposed(&self.extra_urls), " "),
             ("UV_FIND_LINKS", exposed(&self.find_links), ","),
-            ("UV_INSECURE_HOST", words(&self.trusted_hosts), " "),
+            (
+                "UV_INSECURE_HOST",
+                words(&self.connection.trusted_hosts),
+                " ",
+            ),
             ("UV_CONSTRAINT", words(&self.constraints), " "),
         ] {
             if !values.is_empty() {
@@ -170,7 +193,29 @@ impl Indexes {
                 told.insert(name.to_owned(), all.join(by));
             }
         }
+        told.extend(self.connection.for_uv(env));
         told
+    }
+
+    /// For what uv has no variables.
+    pub fn arguments_for_uv(&self) -> Vec<String> {
+        let mut args = Vec::new();
+        for (is_on, flag) in [
+            (self.no_index, "--no-index"),
+            (self.no_deps, "--no-deps"),
+            (self.require_hashes, "--require-hashes"),
+        ] {
+            if is_on {
+                args.push(flag.to_owned());
+            }
+        }
+        for (flag, names) in [
+            ("--no-binary", &self.no_binary),
+            ("--only-binary", &self.only_binary),
+        ] {
+            args.extend(names.iter().map(|name| format!("{flag}={name}")));
+        }
+        args
     }
 
     /// What pip is told: what it reads by itself, the places that the agent's configuration adds,
@@ -206,7 +251,7 @@ impl Indexes {
             ),
             (
                 "PIP_TRUSTED_HOST",
-                words(&self.trusted_hosts),
+                words(&self.connection.trusted_hosts),
                 more(&["UV_INSECURE_HOST"], &[' ']),
             ),
         ] {
@@ -215,9 +260,7 @@ impl Indexes {
                 told.insert(name.into(), all.join(" "));
             }
         }
-        if self.certificates.is_none() && !of_uv("SSL_CERT_FILE").is_empty() {
-            told.insert("PIP_CERT".into(), of_uv("SSL_CERT_FILE").to_owned());
-        }
+        told.extend(self.connection.for_pip(env));
         told
     }
 }

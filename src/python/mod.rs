@@ -10,6 +10,7 @@ pub mod cache;
 pub mod choice;
 pub mod command;
 pub mod conda;
+pub mod connection;
 pub mod cuda;
 pub mod environment;
 pub mod failure;

@@ -10,6 +10,7 @@ use super::Variables;
 use super::cache::settings::{CacheSettings, LinkMode};
 use super::conda::CondaSettings;
 use super::cuda;
+use super::failure::Place;
 use super::index::{Indexes, pip_files};
 use super::project::{PoetrySettings, UvSettings};
 use super::torch::{NIGHTLY_TEMPLATE, TEMPLATE, TorchSettings};
@@ -107,6 +108,8 @@ pub struct Settings {
     pub venvs_cache: Option<CacheSettings>,
     pub cuda: cuda::Wanted,
     pub torch: TorchSettings,
+    /// Where this agent runs, for advice.
+    pub place: Place,
     /// For requirements that are private repositories.
     pub git: GitCredentials,
     /// Said once at the start: settings whose effect the user would miss.
@@ -152,6 +155,7 @@ impl Default for Settings {
             venvs_cache: None,
             cuda: cuda::Wanted::OfTheDriver,
             torch: TorchSettings::default(),
+            place: Place::Host,
             git: GitCredentials::default(),
             notes: Vec::new(),
             environment: Variables::new(),
@@ -308,6 +312,7 @@ impl Settings {
             cuda: cuda_wanted(&agent)?,
             torch: torch(&manager, agent.is_on("cpu_only")?, &mut notes)?,
             home,
+            place: Place::Host,
             git: GitCredentials::default(),
             notes,
             environment: env.clone(),

@@ -29,7 +29,8 @@ def fail(text):
 
 
 def record_of(prefix, package, version):
-    entry = {"name": package, "version": version, "channel": "https://conda.anaconda.org/conda-forge"}
+    url = "https://h/conda-forge/%s-%s-0.conda" % (package, version)
+    entry = {"name": package, "version": version, "channel": "https://h/conda-forge", "url": url, "md5": "c0ffee"}
     write("%s/conda-meta/%s-%s-0.json" % (prefix, package, version), json.dumps(entry))
 
 
@@ -41,8 +42,12 @@ call = {"args": args, "channels": os.environ.get("CONDA_CHANNELS"), "prefix": os
 document = {"channels": (call["channels"] or "").split(","), "dependencies": []}
 if "--file" in args:
     with open(value("--file")) as file:
-        document = json.load(file)
-    call["file"] = document
+        text = file.read()
+    if text.startswith("@EXPLICIT"):
+        call["explicit"] = text.splitlines()[1:]
+    else:
+        call["file"] = document = json.loads(text)
+        document.setdefault("channels", [])
     call["mode"] = oct(os.stat(value("--file")).st_mode & 0o777)
 with open(os.path.join(root, "calls.jsonl"), "a") as file:
     file.write(json.dumps(call) + "\n")
@@ -54,6 +59,9 @@ if args[:2] == ["env", "export"]:
 
 wanted = [word for word in args if word == "pip" or word.startswith("python=")]
 wanted += document["dependencies"]
+for line in call.get("explicit", []):
+    package, found = line.rsplit("/", 1)[1].rsplit("-", 2)[:2]
+    wanted.append("python" if package == "python" else "%s=%s" % (package, found))
 version = "%d.%d" % sys.version_info[:2]
 with open(os.path.join(root, "channel.json")) as file:
     channel = json.load(file)
@@ -79,7 +87,7 @@ if "hang" in names:
     child.wait()
 
 missing = [spec for spec in names if spec not in channel]
-missing += ["python=" + names["python"]] if names.get("python", "3") not in ("3", version) else []
+missing += ["python=" + names["python"]] if names.get("python") not in (None, "", "3", version) else []
 if missing and name == "micromamba":
     lines = ["├─ %s =* * does not exist (perhaps a typo or a missing channel);" % spec for spec in missing]
     fail("error    libmamba Could not solve for environment specs\n    " + "\n    ".join(lines))

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::prefix::{self, Record};
+use super::solved::{Place, Solved};
 use super::specs::{Divided, Facts, Otherwise, Spec, alike, divide, exported};
 use super::words::{CondaFailure, Meaning};
 use super::{Calling, Dialect, words};
@@ -190,6 +191,20 @@ impl Calling<'_> {
             conda: mut wanted,
             mut pip,
         } = divided;
+        if wanted.is_empty() {
+            return Ok(pip);
+        }
+        let whole: Vec<String> = wanted.iter().map(Spec::text).collect();
+        let whole = [vec![held.to_owned()], whole].concat();
+        let place = Place::of(self.conda, self.settings, &whole);
+        if let Some(place) = &place
+            && let Some(left) = self.as_known("install", prefix, place).await?
+        {
+            let left = wanted.into_iter().filter(|spec| left.contains(&spec.name));
+            pip.lines.extend(left.filter_map(Spec::line));
+            return Ok(pip);
+        }
+        let mut left_out = Vec::new();
         while !wanted.is_empty() {
             let listed: Vec<String> = wanted.iter().map(Spec::text).collect();
             self.console.say(format!(
@@ -206,18 +221,17 @@ impl Calling<'_> {
             if left.is_empty() {
                 return Err(PythonError::Conda(failure));
             }
-            let mut said = Vec::new();
-            for spec in left {
-                said.push(spec.name);
-                if let Otherwise::Pip(line) = spec.otherwise {
-                    pip.lines.push(line);
-                }
-            }
+            let names: Vec<String> = left.iter().map(|spec| spec.name.clone()).collect();
             self.console.say(format!(
                 "Note: {} can't have {}: trying without.",
                 self.conda.name,
-                said.join(", ")
+                names.join(", ")
             ));
+            left_out.extend(names);
+            pip.lines.extend(left.into_iter().filter_map(Spec::line));
+        }
+        if let (Some(place), Some(solved)) = (place, Solved::of(prefix, left_out)) {
+            place.write(&solved);
         }
         Ok(pip)
     }
@@ -243,7 +257,21 @@ impl Calling<'_> {
             whole.dependencies.len()
         ));
         let packages = [vec![held.to_owned()], whole.dependencies].concat();
-        if let Err(failure) = self.update(prefix, &packages).await? {
+        let place = Place::of(self.conda, self.settings, &packages);
+        let known = match &place {
+            Some(place) => self.as_known("install", prefix, place).await?.is_some(),
+            None => false,
+        };
+        let updated = match known {
+            true => Ok(()),
+            false => self.update(prefix, &packages).await?,
+        };
+        if let (Ok(()), false, Some(place)) = (&updated, known, &place)
+            && let Some(solved) = Solved::of(prefix, Vec::new())
+        {
+            place.write(&solved);
+        }
+        if let Err(failure) = updated {
             match failure.meaning {
                 Meaning::Missing(_) | Meaning::Conflict(_) => {}
                 _ => return Err(PythonError::Conda(failure)),
@@ -403,6 +431,8 @@ mod tests {
         let record = |name: &str, version: &str| Record {
             name: name.into(),
             version: version.into(),
+            url: None,
+            md5: None,
         };
         let records = [
             record("_libgcc_mutex", "0.1"),

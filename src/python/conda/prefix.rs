@@ -34,6 +34,11 @@ pub struct Record {
     pub name: String,
     #[serde(default)]
     pub version: String,
+    /// Its file, and the hash of that.
+    #[serde(default)]
+    pub url: Option<String>,
+    #[serde(default)]
+    pub md5: Option<String>,
 }
 
 /// What conda has installed in a prefix, by name.

@@ -42,6 +42,14 @@ impl Spec {
     pub fn text(&self) -> String {
         format!("{}{}", self.name, self.version)
     }
+
+    /// What pip gets in its place.
+    pub fn line(self) -> Option<Line> {
+        match self.otherwise {
+            Otherwise::Pip(line) => Some(line),
+            Otherwise::Dropped => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
