@@ -59,6 +59,7 @@ pub(super) fn parcel(run: &Run, place: Place<'_>) -> Result<Vec<Item>, Container
         rank: run.settings.rank,
         attempt: run.attempt,
         former_end: run.former_end.clone(),
+        several: run.several.clone(),
         standalone: place
             .settings
             .standalone
