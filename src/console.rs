@@ -28,6 +28,12 @@ impl Console {
     }
 }
 
+/// `1 file`, `2 files`: a number and what there is of it, for people.
+pub fn counted(number: u64, one: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{number} {one}{s}")
+}
+
 impl fmt::Debug for Console {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Console")

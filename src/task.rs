@@ -23,6 +23,8 @@ pub struct Task {
     pub script: Option<Script>,
     #[serde(default, deserialize_with = "null_as_default")]
     pub execution: Execution,
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub container: Container,
     /// Section → name → parameter.
     #[serde(default, deserialize_with = "null_as_default")]
     pub hyperparams: BTreeMap<String, BTreeMap<String, Parameter>>,
@@ -34,6 +36,14 @@ pub struct Task {
     /// The worker that reported on it last.
     #[serde(default)]
     pub last_worker: Option<String>,
+}
+
+impl Task {
+    /// A user property.
+    pub fn property(&self, name: &str) -> Option<&str> {
+        let property = self.hyperparams.get("properties")?.get(name)?;
+        Some(property.value.as_str()).filter(|value| !value.is_empty())
+    }
 }
 
 /// The server's task states.
@@ -122,8 +132,19 @@ impl Requirements {
 pub struct Execution {
     /// The id of the queue that the task was put in.
     pub queue: Option<String>,
+    /// Of tasks older than the section `container`: the image, and arguments behind it.
+    #[serde(deserialize_with = "null_as_default")]
+    pub docker_cmd: String,
     #[serde(deserialize_with = "null_as_default")]
     pub artifacts: Vec<Artifact>,
+}
+
+/// What a run in a container is made from; the whole section is read where one is made.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Container {
+    #[serde(deserialize_with = "null_as_default")]
+    pub image: String,
 }
 
 /// A file that belongs to the task.

@@ -107,16 +107,15 @@ fn a_broken_configuration() {
 }
 
 #[test]
-fn options_that_are_not_built_are_refused() {
+fn options_that_mean_nothing_are_refused() {
     let world = World::new();
     let id = world.api.create("untouched", script("print(1)\n"));
-    world
-        .execute(&id, &["--standalone-mode", "--docker", "image"])
-        .exits(2)
-        .complains("--standalone-mode with --docker")
-        .complains("not built yet");
-    assert_eq!(world.api.status(&id), "created");
     let _ = world.execute(&id, &["--no-such-option"]).exits(2);
+    world
+        .execute(&id, &["--gpus", "0,abc"])
+        .exits(2)
+        .complains("--gpus: \"abc\" names no GPU");
+    assert_eq!(world.api.status(&id), "created");
 }
 
 #[test]

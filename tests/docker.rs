@@ -12,7 +12,8 @@ mod in_container;
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
-use common::{Repo, script};
+use clearml_agent::server::{RunningServer, ServerOptions};
+use common::{Api, Repo, World, script};
 use docker::docker;
 use in_container::{Image, PYTHON_IMAGE, containers_of, engine, start, world, world_with};
 use serde_json::{Value, json};
@@ -425,4 +426,85 @@ sys.stdout.write('no newline at the end')
     assert!(ended.stdout.contains(&expected));
     assert!(ended.stdout.contains("no newline at the end"));
     assert!(world.api.log(&id).contains("no newline at the end"));
+}
+
+/// The first of `count` ports in a row that nobody has.
+fn free_ports(count: u16) -> u16 {
+    let first = 20_000 + u16::try_from(std::process::id() % 100).unwrap() * 100;
+    let is_free = |port: u16| std::net::TcpListener::bind(("0.0.0.0", port)).is_ok();
+    (first..60_000)
+        .step_by(usize::from(count))
+        .find(|start| (*start..start + count).all(is_free))
+        .unwrap()
+}
+
+/// A server that containers reach without this machine's network.
+fn world_of_the_bridge() -> (World, RunningServer) {
+    let label = docker::label();
+    let ask = ["run", "--rm", "--label", &label, docker::TINY_IMAGE];
+    let ask: Vec<&str> = ask.into_iter().chain(["ip", "route"]).collect();
+    let routes = docker(&ask).unwrap();
+    let gateway = routes.split("default via ").nth(1).unwrap();
+    let gateway = gateway.split_whitespace().next().unwrap();
+    let options = ServerOptions {
+        listen: "0.0.0.0:0".parse().unwrap(),
+        data: None,
+        credentials: None,
+    };
+    let server = docker::block_on(clearml_agent::server::start(options)).unwrap();
+    let api = Api {
+        url: format!("http://{}:{}", gateway, server.url().port().unwrap()),
+        access_key: server.credentials().access_key.clone(),
+        secret_key: server.credentials().secret_key.expose().to_owned(),
+    };
+    let world = World::at(api);
+    in_container::share_uv(&world);
+    (world, server)
+}
+
+#[test]
+fn ports_that_are_taken_give_way_and_the_task_is_told() {
+    if !engine() {
+        return;
+    }
+    let (mut world, _server) = world_of_the_bridge();
+    let first = free_ports(20);
+    let allowed = format!("[{first}, {}]", first + 19);
+    world.configure(&format!(
+        "agent {{ extra_docker_arguments: [\"--label={}\"], docker_args_allowed_port_range: {allowed} }}",
+        docker::label()
+    ));
+    let ip = "192.0.2.7";
+    for (name, value) in [
+        ("CLEARML_AGENT_FORCE_HOST_MACHINE_IP", ip),
+        ("NVIDIA_VISIBLE_DEVICES", ""),
+    ] {
+        world.env.insert(name.into(), value.into());
+    }
+    let _listener = std::net::TcpListener::bind(("127.0.0.1", first)).unwrap();
+    let text = "\
+import os, socket
+server = socket.create_server(('', 80))
+print('ready at', os.environ['CLEARML_AGENT_HOST_IP'], flush=True)
+server.accept()[0].sendall(b'found')
+";
+    let id = world.api.create("ports", script(text));
+    let outside = first + 10;
+    let image = format!("{PYTHON_IMAGE} -p {first}:80 -p 82 -p 5000-5001:83-84 -p {outside}:85");
+    let mut running = world.start_execute(&id, &["--docker", &image]);
+    running.line_with(&format!("ready at {ip}"));
+    let runtime = world.api.task(&id)["runtime"].clone();
+    let mapping = runtime["_external_host_tcp_port_mapping"].as_str();
+    let [two, three, four, five] = [1, 2, 3, 4].map(|more| first + more);
+    let expected = format!("{two}:80,{three}:82,{four}-{five}:83-84,{outside}:85");
+    assert_eq!(mapping, Some(expected.as_str()));
+    let mut found = String::new();
+    let mut connection = std::net::TcpStream::connect(("127.0.0.1", two)).unwrap();
+    std::io::Read::read_to_string(&mut connection, &mut found).unwrap();
+    assert_eq!(found, "found");
+    let taken = format!("-p {first}:80 gets port {two} of the machine: that is taken");
+    let apart = format!(
+        "-p 5000-5001:83-84 gets ports {four} to {five} of the machine: agent.docker_args_allowed_port_range"
+    );
+    running.wait().exits(0).prints(&taken).prints(&apart);
 }

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bollard::query_parameters::CreateContainerOptions;
-use clearml_agent::container::engine::DockerConfig;
+use clearml_agent::container::address::DockerConfig;
 use clearml_agent::container::proxies;
 use clearml_agent::container::run_args::{Host, RunArgs, split};
 use serde_json::{Value, json};

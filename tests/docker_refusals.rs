@@ -11,42 +11,12 @@ mod docker;
 mod in_container;
 
 use std::io::Write as _;
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::net::{TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
 
-use common::{Ended, World, script};
+use common::script;
 use docker::{TINY_IMAGE, docker};
-use in_container::{Image, PYTHON_IMAGE, containers_of, engine, world};
-use serde_json::Value;
-
-/// Runs a task with `--docker IMAGE` and expects it to fail so.
-fn refused(world: &World, image: &str, code: i32, reason: &str) -> Ended {
-    let id = world.api.create("refused", script("print('never')\n"));
-    let result = world.path("result.json");
-    let words = ["--docker", image, "--result", result.to_str().unwrap()];
-    let ended = world.execute(&id, &words).exits(code);
-    let result: Value = serde_json::from_slice(&std::fs::read(result).unwrap()).unwrap();
-    assert_eq!(result["reason"], reason, "{}", ended.stdout);
-    assert_eq!(result["status"], "failed");
-    assert_eq!(world.api.status(&id), "failed");
-    assert!(!ended.stdout.contains("never"), "{}", ended.stdout);
-    assert!(containers_of(&id).is_empty());
-    ended
-}
-
-/// Refuses `--docker IMAGE` before the task is touched.
-fn refused_before(world: &World, image: &str, code: i32, reason: &str) -> Ended {
-    let id = world.api.create("untouched", script("print('never')\n"));
-    let result = world.path("result.json");
-    let words = ["--docker", image, "--result", result.to_str().unwrap()];
-    let ended = world.execute(&id, &words).exits(code);
-    let result: Value = serde_json::from_slice(&std::fs::read(result).unwrap()).unwrap();
-    assert_eq!(result["reason"], reason, "{}", ended.stdout);
-    assert_eq!(result["status"], Value::Null);
-    assert_eq!(world.api.status(&id), "created");
-    ended
-}
+use in_container::{Image, PYTHON_IMAGE, engine, refused, refused_before, world};
 
 #[test]
 fn an_engine_that_is_not_there() {
@@ -57,7 +27,7 @@ fn an_engine_that_is_not_there() {
     for (host, word) in [
         ("unix:///nowhere/docker.sock", "/nowhere/docker.sock"),
         ("tcp://127.0.0.1:1", "refused"),
-        ("ssh://somewhere", "ssh -L"),
+        ("ssh://me:secret@somewhere", "use a key"),
     ] {
         world.env.insert("DOCKER_HOST".into(), host.into());
         refused_before(&world, PYTHON_IMAGE, 74, "no_engine").complains(word);
@@ -110,6 +80,7 @@ fn arguments_that_are_none() {
         refused_before(&world, &image, 2, "config_invalid")
     };
     bad("--no-such-flag").complains("--no-such-flag");
+    bad("--gpus abc").complains("--gpus");
     let id = world.api.create("untouched", script("print('never')\n"));
     world
         .execute(&id, &["--docker=--ipc=host image"])
@@ -122,28 +93,29 @@ fn arguments_that_are_none() {
 }
 
 #[test]
-fn a_key_that_cannot_be_had_is_refused_before_the_task_is_taken() {
-    let world = World::new();
-    world.configure("agent.docker_args_allowed_port_range: [9000, 10000]");
-    let id = world.api.create("refused", script("print('never')\n"));
-    world
-        .execute(&id, &["--docker", "image"])
-        .exits(78)
-        .complains("docker_args_allowed_port_range");
-    assert_eq!(world.api.status(&id), "created");
-}
-
-#[test]
-fn a_port_that_is_taken() {
+fn ports_that_cannot_be_had() {
     if !engine() {
         return;
     }
     let world = world();
-    world.configure("agent.extra_docker_arguments: []");
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port();
+    world.configure(&format!(
+        "agent.docker_args_allowed_port_range: [{port}, {port}]"
+    ));
     let image = format!("{PYTHON_IMAGE} -p {port}:80");
+    refused(&world, &image, 74, "port_taken")
+        .complains(&format!("-p {port}:80"))
+        .complains("there is no free port between");
+    // Ports of UDP stay where they are asked for.
+    let taken = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let image = format!("{PYTHON_IMAGE} -p {port}:80/udp");
     refused(&world, &image, 74, "port_taken").complains(&port.to_string());
+
+    world.configure("agent.docker_args_allowed_port_range: 9000-10000");
+    refused_before(&world, PYTHON_IMAGE, 78, "config_invalid")
+        .complains("docker_args_allowed_port_range");
 }
 
 #[test]
@@ -245,45 +217,4 @@ fn an_image_that_is_too_old() {
     let image = Image(name);
     let world = world();
     refused(&world, &image.0, 65, "image_unsuitable").complains("glibc) is too old");
-}
-
-#[test]
-fn an_engine_elsewhere_is_as_good() {
-    if !engine() {
-        return;
-    }
-    // As from another machine: over TCP, with none of this machine's folders mounted.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || forward(&stream));
-        }
-    });
-    let mut world = world();
-    world
-        .env
-        .insert("DOCKER_HOST".into(), format!("tcp://{address}"));
-    let id = world.api.create("elsewhere", script("print('far away')\n"));
-    world
-        .execute(&id, &["--docker", PYTHON_IMAGE])
-        .exits(0)
-        .prints("caches are not mounted")
-        .prints("far away");
-    assert_eq!(world.api.status(&id), "completed");
-}
-
-fn forward(client: &TcpStream) {
-    let Ok(engine) = UnixStream::connect("/var/run/docker.sock") else {
-        return;
-    };
-    let (mut from, mut to) = (client.try_clone().unwrap(), engine.try_clone().unwrap());
-    let up = std::thread::spawn(move || {
-        let _ = std::io::copy(&mut from, &mut to);
-        let _ = to.shutdown(std::net::Shutdown::Write);
-    });
-    let (mut from, mut to) = (engine, client.try_clone().unwrap());
-    let _ = std::io::copy(&mut from, &mut to);
-    let _ = to.shutdown(std::net::Shutdown::Write);
-    let _ = up.join();
 }

@@ -431,7 +431,7 @@ async fn the_command_lists_verifies_and_prunes() {
     let (code, text) = machine.command(&["prune", "0000"]);
     assert_eq!(code, 66, "{text}");
     let (code, text) = machine.command(&["prune", "--all"]);
-    assert!(code == 0 && text.contains("1 environments"), "{text}");
+    assert!(code == 0 && text.contains("1 environment, "), "{text}");
     assert!(machine.entries().is_empty());
 }
 

@@ -8,6 +8,9 @@ mod git_http;
 #[path = "common/source_host.rs"]
 mod source_host;
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
 use clearml_agent::source::SourceError;
 use git_http::{GitServer, TestRepo, git_in};
 use source_host::{Host, assert_nowhere, assert_says, script};
@@ -202,4 +205,67 @@ fn relative_submodules_use_the_outer_credentials_and_other_hosts_do_not() {
     host.credentials.host = Some("127.0.0.1".to_owned());
     let refusal = host.refusal(&script(&server.url("app.git")));
     assert_says(&refusal, &["submodule lib", "no access", "localhost"]);
+}
+
+#[test]
+fn nothing_else_that_git_would_start_is_started_and_inherits_a_password() {
+    let repo = TestRepo::new();
+    repo.git(&["lfs", "install", "--local"]);
+    repo.git(&["lfs", "track", "*.bin"]);
+    repo.write("model.bin", "weights\n");
+    repo.write("a.x", "stored\n");
+    let attributes = fs::read_to_string(repo.folder.join(".gitattributes")).unwrap();
+    repo.write(".gitattributes", attributes + "*.x filter=env\n");
+    repo.commit("model");
+    // libgit2 is not let in with the configured login; git is, by the user's header.
+    let server = GitServer::start(repo.served_root(), Some(("Bearer", "t0ken-of-the-user")));
+    let secret = "s3cret-of-the-agent";
+    let mut host = Host::with_login("bob", secret);
+    let home = host.folder.path().join("home");
+    let hooks = home.join("hooks");
+    fs::create_dir_all(&hooks).unwrap();
+    for name in [
+        "post-checkout",
+        "post-index-change",
+        "reference-transaction",
+        "pre-auto-gc",
+        "fsmonitor",
+    ] {
+        let path = hooks.join(name);
+        let text = format!("#!/bin/sh\nenv > {}.ran\n", path.display());
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let config = format!(
+        "[core]\n\thooksPath = {hooks}\n\tfsmonitor = {hooks}/fsmonitor\n[gc]\n\tauto = 1\n\
+         [http]\n\textraHeader = \"Authorization: Bearer t0ken-of-the-user\"\n\
+         [filter \"env\"]\n\tsmudge = \"env > {home}/filter.ran; cat\"\n",
+        hooks = hooks.display(),
+        home = home.display(),
+    );
+    fs::write(home.join(".gitconfig"), config).unwrap();
+    for (name, value) in [
+        ("HOME", home.to_str().unwrap()),
+        ("CLEARML_AGENT_GIT_PASS", secret),
+        // As in a hook of another repository.
+        ("GIT_DIR", "/nonexistent"),
+        ("GIT_INDEX_FILE", "/nonexistent/index"),
+    ] {
+        host.env.insert(name.into(), value.into());
+    }
+    let sources = host.fetch(&script(&server.url("up/.git"))).unwrap();
+    assert_says(&host.said(), &["fetched by git itself", "from Git LFS"]);
+    let read = |name: &str| fs::read_to_string(sources.root.join(name)).unwrap();
+    assert_eq!(
+        (read("model.bin").as_str(), read("a.x").as_str()),
+        ("weights\n", "stored\n")
+    );
+    let ran: Vec<_> = fs::read_dir(&hooks)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| name.to_string_lossy().ends_with(".ran"))
+        .collect();
+    assert!(ran.is_empty(), "{ran:?}");
+    assert!(home.join("filter.ran").exists());
+    assert_nowhere(host.folder.path(), secret);
 }

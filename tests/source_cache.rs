@@ -48,12 +48,26 @@ fn a_half_made_mirror_is_neither_used_nor_left() {
     let mirror = host.mirror();
     // As a killed run leaves it: the folder under its temporary name, with part of its content.
     let name = mirror.file_name().unwrap().to_str().unwrap().to_owned();
-    let half = host.cache().join(format!(".{name}.abcdef"));
+    let this_host = rustix::system::uname();
+    let this_host = this_host.nodename().to_str().unwrap();
+    let half = host.cache().join(format!(".{name}.{this_host}.abcdef"));
     fs::rename(&mirror, &half).unwrap();
     fs::remove_dir_all(half.join("objects")).unwrap();
+    // Another host may be at work, if not for days.
+    let [at_work, abandoned] = ["1", "2"].map(|end| {
+        let path = host.cache().join(format!(".{name}.elsewhere.{end}"));
+        fs::create_dir(&path).unwrap();
+        path
+    });
+    let days = std::time::Duration::from_secs(8 * 24 * 3600);
+    let folder = fs::File::open(&abandoned).unwrap();
+    folder
+        .set_modified(std::time::SystemTime::now() - days)
+        .unwrap();
     let sources = host.fetch(&script(&repo.url())).unwrap();
     assert_eq!(tree(&sources.root), tree(&repo.folder));
-    assert!(!half.exists() && mirror.exists());
+    assert!(mirror.exists() && at_work.exists());
+    assert!(!half.exists() && !abandoned.exists());
 }
 
 #[test]
@@ -125,6 +139,41 @@ fn a_damaged_mirror_is_made_anew() {
             );
         }
     }
+}
+
+#[test]
+fn a_mirror_that_cannot_be_brought_up_to_date_is_made_anew_where_that_is_wanted() {
+    let repo = TestRepo::new();
+    let root = repo.served_root();
+    let server = GitServer::start(root, None);
+    let url = server.url("up/.git");
+    let mut host = Host::new();
+    host.fetch(&script(&url)).unwrap();
+    let mirror = host.mirror();
+    // No branch can be written, and neither a fetch nor git itself says that this is damage.
+    fs::create_dir(mirror.join("refs/heads/main.lock")).unwrap();
+    repo.commit("newer");
+    for said in ["fetching without it", "Making the mirror anew"] {
+        let sources = host.fetch(&script(&url)).unwrap();
+        assert_eq!(sources.commit, Some(repo.commit_id()));
+        assert_says(&host.said(), &["main.lock", said]);
+        assert_eq!(mirror.exists(), !host.clone_on_pull_fail);
+        host.clone_on_pull_fail = true;
+    }
+    // What a new mirror does not help with is told as it is, and asked for once.
+    let newer = host.mirror();
+    let asked = server.requests().len();
+    let missing = Script {
+        branch: "gone".into(),
+        ..script(&url)
+    };
+    assert_says(&host.refusal(&missing), &["branch \"gone\""]);
+    assert!(server.requests().len() < asked + 4);
+    fs::rename(root.join("up"), root.join("moved")).unwrap();
+    assert_says(&host.refusal(&script(&url)), &["not found"]);
+    let anew = host.said().matches("Making the mirror anew").count();
+    assert_eq!(anew, 1, "{}", host.said());
+    assert!(newer.exists());
 }
 
 fn for_each_pack(mirror: &Path, harm: impl Fn(&Path)) {

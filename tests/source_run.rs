@@ -227,3 +227,74 @@ fn a_demanded_call_of_task_init_is_there() {
         ended.stdout
     );
 }
+
+#[test]
+fn entry_points_of_every_kind_run_from_a_checkout() {
+    let mut world = World::new();
+    for (name, value) in [
+        ("CLEARML_AGENT_SKIP_PYTHON_ENV_INSTALL", "1"),
+        ("DATA_DIR", "/data"),
+    ] {
+        world.env.insert(name.into(), value.into());
+    }
+    let show = "import sys\nprint('ran', __file__.rsplit('/', 1)[1], sys.argv[1:])\n";
+    let repo = Repo::new(&[
+        ("train.py", show),
+        ("my tool.py", show),
+        ("pkg/__init__.py", ""),
+        ("pkg/mod.py", show),
+        ("job.sh", "echo \"ran job.sh [$1] [$2]\"\n"),
+        ("tool", "#!/bin/sh\necho ran tool\n"),
+        (
+            "calls.py",
+            "import subprocess\nsubprocess.run(['./tool'], check=True)\n",
+        ),
+    ]);
+    std::os::unix::fs::symlink("pkg/mod.py", repo.path().join("link.py")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(repo.path().join("tool"), mode).unwrap();
+    repo.commit(&[]);
+    let task_id = "ran mod.py ['--id', 'ID', '--data', '/data/x']";
+    for (binary, entry_point, diff, printed) in [
+        (
+            "python3",
+            "train.py --x 'two words' $DATA_DIR http://h//x",
+            "",
+            "ran train.py ['--x', 'two words', '/data', 'http://h//x']",
+        ),
+        (
+            "python3",
+            "-m pkg.mod --id $CLEARML_TASK_ID --data ${DATA_DIR}/x",
+            "",
+            task_id,
+        ),
+        ("python3", "my tool.py", "", "ran my tool.py []"),
+        ("python3", "'my tool.py' 1", "", "ran my tool.py ['1']"),
+        ("python3", "link.py", "", "ran link.py []"),
+        ("python3", "calls.py", "", "ran tool"),
+        (
+            "bash",
+            "job.sh one 'two words'",
+            "",
+            "ran job.sh [one] [two words]",
+        ),
+        (
+            "/bin/bash",
+            "-c 'echo ran in $DATA_DIR'",
+            "",
+            "ran in /data",
+        ),
+        // A notebook as the SDK records it: its code, in place of a file.
+        ("python3", "pkg/book.ipynb", show, "ran book.py []"),
+    ] {
+        let id = world.api.create(
+            entry_point,
+            json!({"repository": repo.url(), "branch": "main", "entry_point": entry_point,
+                   "working_dir": ".", "binary": binary, "diff": diff}),
+        );
+        world
+            .execute(&id, &[])
+            .exits(0)
+            .prints(&printed.replace("ID", &id));
+    }
+}

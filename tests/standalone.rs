@@ -126,10 +126,11 @@ fn what_is_not_on_the_machine_is_named() {
             "entry_point": "train.py", "binary": "python3",
         }),
     );
-    world
+    let ended = world
         .execute(&id, &["--standalone-mode"])
         .exits(66)
         .complains("--standalone-mode fetches nothing");
+    assert!(!ended.stdout.contains("Fetching"), "{}", ended.stdout);
     assert_eq!(world.api.status(&id), "failed");
 }
 

@@ -403,17 +403,27 @@ fn an_agent_that_was_held_goes_on() {
 #[test]
 fn a_stop_while_the_code_is_fetched_ends_at_once() {
     let world = World::new();
-    // Takes the connection, and says nothing.
+    // Takes connections, and says nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let task = json!({
         "repository": format!("http://{}/r.git", silent.local_addr().unwrap()),
         "branch": "main", "entry_point": "main.py", "binary": "python3",
     });
-    let id = world.api.create("slow clone", task);
-    let running = world.start_execute(&id, &[]);
-    let _connection = silent.accept().unwrap();
-    running.signal("TERM");
-    running.wait().exits(143);
-    assert_eq!(world.api.status(&id), "stopped");
-    assert_eq!(world.api.reason(&id), "the agent received SIGTERM");
+    for (by_signal, reason) in [
+        (true, "the agent received SIGTERM"),
+        (false, "aborted on the server"),
+    ] {
+        let id = world.api.create("slow clone", task.clone());
+        let running = world.start_execute(&id, &[]);
+        let _connection = silent.accept().unwrap();
+        match by_signal {
+            true => running.signal("TERM"),
+            false => drop(world.api.call("tasks.stop", json!({"task": id}))),
+        }
+        // The server would be waited for much longer than a test is.
+        let ended = running.wait().exits(143);
+        assert_eq!(world.api.status(&id), "stopped");
+        let told = format!("{}{}", ended.stdout, world.api.reason(&id));
+        assert!(told.contains(reason), "{told}");
+    }
 }

@@ -35,6 +35,14 @@ pub enum Keyed {
     OneRun,
 }
 
+/// Whose runs they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Image<'a> {
+    pub id: &'a str,
+    /// As the task or the configuration has it.
+    pub name: &'a str,
+}
+
 /// A cache that can be mounted, and is, as long as this lives.
 #[derive(Debug)]
 pub struct Mounted {
@@ -49,6 +57,10 @@ pub struct Mounted {
 /// A folder that was not used for so long goes: its image is not used any more, most likely.
 const KEPT: Duration = Duration::from_secs(60 * 24 * 3600);
 const OF_IMAGE: &str = "image-";
+const OF_USER: &str = "container-user-";
+/// The folder with a file for each image that had a folder of its own, named as those are: what the image
+/// was called. Containers do not see it.
+const NAMES: &str = "names";
 
 impl Mounted {
     #[cfg(test)]
@@ -67,17 +79,73 @@ const MOST_AT_ONCE: u32 = 64;
 
 /// The folder's name below the cache's own, for caches that are shared by some only.
 fn sub_folder(keyed: Keyed, image: &str, user: &User) -> Option<String> {
-    let digest = image.strip_prefix("sha256:").unwrap_or(image);
     match keyed {
         Keyed::Nothing => None,
         // Not the host's own, even for the same user: git believes what a repository configures.
-        Keyed::User => Some(format!("container-user-{}", user.uid)),
-        Keyed::Image => Some(format!(
-            "{OF_IMAGE}{}-user-{}",
-            digest.get(..16).unwrap_or(digest),
-            user.uid
-        )),
+        Keyed::User => Some(format!("{OF_USER}{}", user.uid)),
+        Keyed::Image => Some(format!("{OF_IMAGE}{}-user-{}", short(image), user.uid)),
         Keyed::OneRun => Some(format!("user-{}", user.uid)),
+    }
+}
+
+/// So much of an image's id tells it from others.
+fn short(image: &str) -> &str {
+    let digest = image.strip_prefix("sha256:").unwrap_or(image);
+    digest.get(..16).unwrap_or(digest)
+}
+
+/// What one image's runs share, as it is found on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfImage {
+    pub folder: PathBuf,
+    /// What the image was called when it was last used; its id, where that is not known.
+    pub image: String,
+    /// Who ran in it.
+    pub user: String,
+}
+
+/// The folders of images in a cache's `host` folder, by the images' names.
+pub fn of_images(host: &Path) -> Vec<OfImage> {
+    let entries = fs::read_dir(host).into_iter().flatten().flatten();
+    let mut found: Vec<OfImage> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (digest, user) = name.strip_prefix(OF_IMAGE)?.rsplit_once("-user-")?;
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let called = fs::read_to_string(host.join(NAMES).join(digest)).ok();
+            is_folder.then(|| OfImage {
+                folder: entry.path(),
+                image: called.unwrap_or_else(|| digest.to_owned()),
+                user: user.to_owned(),
+            })
+        })
+        .collect();
+    found.sort_by(|one, other| (&one.image, &one.user).cmp(&(&other.image, &other.user)));
+    found
+}
+
+/// The folders in a cache's `host` folder that containers of one user share, with that user's number.
+pub fn of_users(host: &Path) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(host).into_iter().flatten().flatten();
+    let mut found: Vec<(String, PathBuf)> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            Some((name.strip_prefix(OF_USER)?.to_owned(), entry.path()))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// Writes down what the image is called, for people.
+fn remember(host: &Path, image: &Image<'_>) {
+    let file = host.join(NAMES).join(short(image.id));
+    if fs::read_to_string(&file).is_ok_and(|known| known == image.name) {
+        return;
+    }
+    let written = fs::create_dir_all(host.join(NAMES)).and_then(|()| fs::write(&file, image.name));
+    if let Err(error) = written {
+        tracing::debug!(%error, file = %file.display(), "an image's name is not kept");
     }
 }
 
@@ -111,13 +179,13 @@ pub fn at_home(inside: &str, user: &User) -> String {
 /// Makes the folder of `cache` and says how it is mounted. The error is why it is not.
 pub fn mount(
     cache: &Cache,
-    image: &str,
+    image: &Image<'_>,
     user: &User,
     host_mount: Option<&HostMount>,
 ) -> Result<Mounted, String> {
     let shown = |error: io::Error| format!("{}: {error}", cache.host.display());
     let me = u64::from(rustix::process::geteuid().as_raw());
-    let folder = match sub_folder(cache.keyed, image, user) {
+    let folder = match sub_folder(cache.keyed, image.id, user) {
         Some(name) => cache.host.join(name),
         None => cache.host.clone(),
     };
@@ -128,6 +196,9 @@ pub fn mount(
         _ => (folder, None),
     };
     make_for(&folder, user, me).map_err(shown)?;
+    if cache.keyed == Keyed::Image {
+        remember(&cache.host, image);
+    }
     let claim = match cache.keyed {
         Keyed::Image => in_use(&folder),
         _ => claim,
@@ -307,6 +378,34 @@ mod tests {
         assert!(used.exists() && young.exists() && other.exists());
         assert_eq!(visited.get(), 2);
         drop(held);
+    }
+
+    #[test]
+    fn what_images_have_is_found_by_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in [
+            "image-0123456789abcdef-user-0",
+            "image-ffff-user-7",
+            "other",
+        ] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        std::os::unix::fs::symlink("/", at("image-link-user-0")).unwrap();
+        let id = "sha256:0123456789abcdef0123456789abcdef";
+        for name in ["python:3.11", "python:3.12"] {
+            remember(dir.path(), &Image { id, name });
+        }
+        let expected = [
+            ("image-ffff-user-7", "ffff", "7"),
+            ("image-0123456789abcdef-user-0", "python:3.12", "0"),
+        ];
+        let expected = expected.map(|(folder, image, user)| OfImage {
+            folder: at(folder),
+            image: image.into(),
+            user: user.into(),
+        });
+        assert_eq!(of_images(dir.path()), expected);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use bollard::auth::DockerCredentials;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 
-use super::engine::{DockerConfig, Variables};
+use super::address::{DockerConfig, Variables};
 
 /// How Docker Hub is called in `config.json`.
 const HUB: &str = "https://index.docker.io/v1/";

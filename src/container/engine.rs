@@ -1,176 +1,24 @@
-//! Where the container engine is, and the connection to it: as docker's own client finds it
-//! (`DOCKER_HOST`, `DOCKER_CONTEXT`, the context that its configuration names, the usual socket).
+//! The connection to a container engine.
 
-use std::path::{Path, PathBuf};
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE};
+use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, Docker};
-use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 
-use super::error::{ContainerError, system_error, words};
+use super::address::{Address, Host, Variables};
+use super::error::{ContainerError, cause_of, system_error, words};
 use super::run_args::ApiVersion;
+use super::ssh::{self, SshError, Why};
+use super::{dial, tls};
 
-pub type Variables = std::collections::BTreeMap<String, String>;
-
-const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 /// For an answer to begin. Those that wait for something by their nature (a pull, the end of a
 /// container) have no limit: they are stopped otherwise.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// docker's own folder of settings.
-#[derive(Debug, Clone)]
-pub struct DockerConfig {
-    dir: Option<PathBuf>,
-    json: Value,
-}
-
-impl DockerConfig {
-    /// `DOCKER_CONFIG`, else `~/.docker`. A file that is not there or not JSON is an empty one, as for
-    /// docker.
-    pub fn read(env: &Variables) -> DockerConfig {
-        let named = set(env, "DOCKER_CONFIG").map(PathBuf::from);
-        let dir = named.or_else(|| Some(Path::new(set(env, "HOME")?).join(".docker")));
-        let text = dir
-            .as_ref()
-            .and_then(|dir| std::fs::read_to_string(dir.join("config.json")).ok());
-        let json = text
-            .and_then(|text| serde_json::from_str(&text).ok())
-            .unwrap_or(Value::Null);
-        DockerConfig { dir, json }
-    }
-
-    pub(super) fn json(&self) -> &Value {
-        &self.json
-    }
-
-    #[cfg(test)]
-    pub(super) fn of(json: Value) -> DockerConfig {
-        DockerConfig { dir: None, json }
-    }
-}
-
-fn set<'a>(env: &'a Variables, name: &str) -> Option<&'a str> {
-    env.get(name)
-        .map(|value| value.trim())
-        .filter(|v| !v.is_empty())
-}
-
-/// Where an engine is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Address {
-    pub host: Host,
-    /// What said so, for messages.
-    pub named_by: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Host {
-    Unix(PathBuf),
-    /// `HOST:PORT`, and with TLS the folder of `ca.pem`, `cert.pem` and `key.pem`.
-    Tcp {
-        address: String,
-        tls: Option<PathBuf>,
-    },
-}
-
-impl std::fmt::Display for Host {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Host::Unix(path) => write!(f, "unix://{}", path.display()),
-            Host::Tcp { address, .. } => write!(f, "tcp://{address}"),
-        }
-    }
-}
-
-/// What `env` and docker's configuration say.
-pub fn address(env: &Variables, config: &DockerConfig) -> Result<Address, ContainerError> {
-    let folder = config.dir.as_deref();
-    if let Some(host) = set(env, "DOCKER_HOST") {
-        // Any value but the empty one, as docker has it.
-        let verified = set(env, "DOCKER_TLS_VERIFY").is_some();
-        let certificates = set(env, "DOCKER_CERT_PATH")
-            .map(PathBuf::from)
-            .or_else(|| folder.map(Path::to_owned));
-        let tls = certificates.filter(|_| verified);
-        return host_of(host, tls, "DOCKER_HOST");
-    }
-    let context = set(env, "DOCKER_CONTEXT").map(|name| (name, "DOCKER_CONTEXT"));
-    let current = config.json["currentContext"].as_str();
-    let context = context.or(current.map(|name| (name, "docker's current context")));
-    match context {
-        Some((name, named_by)) if name != "default" && !name.is_empty() => {
-            of_context(folder, name, named_by)
-        }
-        _ => Ok(Address {
-            host: Host::Unix(DEFAULT_SOCKET.into()),
-            named_by: "the usual place; DOCKER_HOST names another".into(),
-        }),
-    }
-}
-
-fn host_of(host: &str, tls: Option<PathBuf>, named_by: &str) -> Result<Address, ContainerError> {
-    let bad = |why: &str| {
-        Err(ContainerError::BadAddress(format!(
-            "{named_by} is {host:?}: {why}. unix:///path/to/socket and tcp://host:port are understood"
-        )))
-    };
-    let host = match host.split_once("://") {
-        Some(("unix", path)) if path.starts_with('/') => Host::Unix(path.into()),
-        Some(("tcp" | "http" | "https", rest)) => {
-            let address = rest.trim_end_matches('/');
-            let port = if tls.is_some() { 2376 } else { 2375 };
-            let has_port = address
-                .rsplit_once(':')
-                .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-            Host::Tcp {
-                address: match has_port {
-                    true => address.to_owned(),
-                    false => format!("{address}:{port}"),
-                },
-                tls,
-            }
-        }
-        Some(("ssh", _)) => {
-            return bad("engines are not reached over ssh; forward the socket \
-                 (ssh -L /tmp/docker.sock:/var/run/docker.sock HOST) and name that");
-        }
-        _ => return bad("that is no address of an engine"),
-    };
-    Ok(Address {
-        host,
-        named_by: named_by.to_owned(),
-    })
-}
-
-/// A context's endpoint: docker keeps each in a folder named by the digest of its name.
-fn of_context(
-    folder: Option<&Path>,
-    name: &str,
-    named_by: &str,
-) -> Result<Address, ContainerError> {
-    let bad = |why: String| ContainerError::BadAddress(format!("{named_by} {name:?}: {why}"));
-    let contexts = folder
-        .ok_or_else(|| bad("HOME is not set".into()))?
-        .join("contexts");
-    let digest: String = Sha256::digest(name.as_bytes())
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let meta = contexts.join("meta").join(&digest).join("meta.json");
-    let text = std::fs::read_to_string(&meta)
-        .map_err(|error| bad(format!("{}: {error}", meta.display())))?;
-    let json: Value =
-        serde_json::from_str(&text).map_err(|error| bad(format!("{}: {error}", meta.display())))?;
-    let host = json["Endpoints"]["docker"]["Host"]
-        .as_str()
-        .ok_or_else(|| bad(format!("{} names no host", meta.display())))?;
-    let certificates = contexts.join("tls").join(&digest).join("docker");
-    let tls = certificates.join("ca.pem").exists().then_some(certificates);
-    host_of(host, tls, &format!("{named_by} {name}"))
-}
 
 /// A connection to an engine that has answered.
 #[derive(Debug, Clone)]
@@ -181,28 +29,41 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Connects and asks for a sign of life.
-    pub async fn connect(address: Address) -> Result<Engine, ContainerError> {
-        let version = API_DEFAULT_VERSION;
-        let seconds = PATIENCE.as_secs();
+    /// Connects and asks for a sign of life. `env` is what programs inherit that lead there.
+    pub async fn connect(address: Address, env: &Variables) -> Result<Engine, ContainerError> {
+        let mut with_tls = None;
+        let (version, seconds) = (API_DEFAULT_VERSION, PATIENCE.as_secs());
         let docker = match &address.host {
             Host::Unix(path) => {
                 Docker::connect_with_unix(&path.to_string_lossy(), seconds, version)
+                    .map_err(|error| unreachable(&address, &error, false))?
             }
             Host::Tcp {
-                address, tls: None, ..
-            } => Docker::connect_with_http(address, seconds, version),
+                address: at,
+                tls: None,
+            } => Docker::connect_with_http(at, seconds, version)
+                .map_err(|error| unreachable(&address, &error, false))?,
             Host::Tcp {
-                address,
-                tls: Some(folder),
+                address: at,
+                tls: Some(tls),
             } => {
-                crate::api::tls::install_provider();
-                let file = |name: &str| folder.join(name);
-                let (key, cert, ca) = (file("key.pem"), file("cert.pem"), file("ca.pem"));
-                Docker::connect_with_ssl(address, &key, &cert, &ca, seconds, version)
+                let client = tls::Client::new(at, tls).map_err(|error| {
+                    ContainerError::BadAddress(format!(
+                        "the container engine at {} ({}) is to be reached over TLS, and that cannot be: \
+                         {error}. DOCKER_CERT_PATH names the folder of ca.pem, cert.pem and key.pem",
+                        address.host, address.named_by
+                    ))
+                })?;
+                with_tls = Some(client.clone());
+                dial::docker(move || client.clone().open(), at, PATIENCE)?
+            }
+            Host::Ssh(to) => {
+                let (to, env) = (to.clone(), Arc::new(env.clone()));
+                let open = move || std::future::ready(ssh::open(&to, &env));
+                // As docker's client calls an engine whose name it cannot know.
+                dial::docker(open, "docker.example.com", PATIENCE)?
             }
         };
-        let docker = docker.map_err(|error| unreachable(&address, &error))?;
         let docker = docker.with_request_modifier(with_url_safe_auth);
         match docker.version().await {
             Ok(version) => Ok(Engine {
@@ -210,7 +71,10 @@ impl Engine {
                 address,
                 api_version: api_version(&version.api_version.unwrap_or_default()),
             }),
-            Err(error) => Err(unreachable(&address, &error)),
+            Err(error) => {
+                let asked_in_vain = with_tls.is_some_and(|tls| tls.was_asked_in_vain());
+                Err(unreachable(&address, &error, asked_in_vain))
+            }
         }
     }
 
@@ -219,9 +83,24 @@ impl Engine {
         self.address.host.to_string()
     }
 
+    /// The name or number of the engine's machine, where that is not this one.
+    pub fn machine(&self) -> Option<&str> {
+        self.address.host.machine()
+    }
+
     /// What the engine understands.
     pub fn api_version(&self) -> ApiVersion {
         self.api_version
+    }
+
+    /// Whether its machine has NVIDIA's driver; of another machine, whether the engine has NVIDIA's runtime.
+    pub async fn has_nvidia(&self) -> bool {
+        if self.is_local() {
+            return Path::new("/proc/driver/nvidia/version").exists();
+        }
+        let info = self.docker.info().await;
+        let info = info.inspect_err(|error| tracing::debug!(%error, "what the engine has"));
+        info.is_ok_and(|info| names_nvidia(&info))
     }
 
     pub fn docker(&self) -> &Docker {
@@ -240,13 +119,57 @@ impl Engine {
     }
 }
 
+fn names_nvidia(info: &SystemInfo) -> bool {
+    let runtimes = info.runtimes.iter().flatten();
+    let devices = info.discovered_devices.iter().flatten();
+    let mut devices = devices.filter_map(|device| device.id.as_deref());
+    runtimes.into_iter().any(|(name, _)| name == "nvidia")
+        || devices.any(|id| id.starts_with("nvidia.com/gpu"))
+}
+
 /// `1.41` as numbers.
 fn api_version(text: &str) -> ApiVersion {
     let mut parts = text.split('.').map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
-fn unreachable(address: &Address, error: &bollard::errors::Error) -> ContainerError {
+fn unreachable(
+    address: &Address,
+    error: &bollard::errors::Error,
+    asked_in_vain: bool,
+) -> ContainerError {
+    let cause = words(error);
+    match &address.host {
+        Host::Ssh(to) => {
+            if let Some(error) = cause_of::<SshError>(error) {
+                return of_ssh(address, &to.host, error);
+            }
+        }
+        Host::Tcp { tls: Some(tls), .. } => {
+            let of_tls = cause_of::<rustls::Error>(error as &(dyn Error + 'static));
+            // It may have gone away before its word came.
+            let answered = matches!(
+                error,
+                bollard::errors::Error::DockerResponseServerError { .. }
+            );
+            if let Some(trouble) = tls::trouble(of_tls, asked_in_vain && !answered, tls) {
+                let (address, next) = (address.host.to_string(), trouble.next);
+                return match trouble.not_let_in {
+                    true => ContainerError::NotLetIn {
+                        address,
+                        cause,
+                        next,
+                    },
+                    false => ContainerError::Unreachable {
+                        address,
+                        cause,
+                        next,
+                    },
+                };
+            }
+        }
+        Host::Unix(_) | Host::Tcp { tls: None, .. } => {}
+    }
     match system_error(error) {
         Some(std::io::ErrorKind::PermissionDenied) => ContainerError::NotAllowed {
             address: address.host.to_string(),
@@ -254,8 +177,47 @@ fn unreachable(address: &Address, error: &bollard::errors::Error) -> ContainerEr
         _ => ContainerError::NoEngine {
             address: address.host.to_string(),
             named_by: address.named_by.clone(),
-            cause: words(error),
+            cause,
         },
+    }
+}
+
+fn of_ssh(address: &Address, host: &str, error: &SshError) -> ContainerError {
+    let cause = error.said.clone();
+    let by = &address.named_by;
+    let next = match error.why {
+        Why::NoProgram => "Install OpenSSH's client (openssh-client)".to_owned(),
+        Why::NotLetIn => format!(
+            "`ssh {host} true` must work without a question, as the user that runs the agent: a key in \
+             ~/.ssh, or in the agent that SSH_AUTH_SOCK names"
+        ),
+        Why::UnknownHost => format!(
+            "Log in once by hand (`ssh {host}`) and confirm the machine's key, or put it into ~/.ssh/known_hosts"
+        ),
+        Why::NoDocker => {
+            "docker's client (18.09 or later) must be on the PATH there: it leads to the engine"
+                .to_owned()
+        }
+        Why::MayNotUseEngine => {
+            "Add the user there to the group that owns the socket (`usermod -aG docker USER`)"
+                .to_owned()
+        }
+        Why::Other => format!("{by} names it, and `ssh {host} docker version` must work"),
+    };
+    let address = address.host.to_string();
+    match error.why {
+        Why::NotLetIn | Why::MayNotUseEngine => ContainerError::NotLetIn {
+            address,
+            cause,
+            next,
+        },
+        Why::NoProgram | Why::UnknownHost | Why::NoDocker | Why::Other => {
+            ContainerError::Unreachable {
+                address,
+                cause,
+                next,
+            }
+        }
     }
 }
 
@@ -279,78 +241,19 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn vars(pairs: &[(&str, &str)]) -> Variables {
-        pairs
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect()
-    }
-
     #[test]
-    fn the_engine_is_where_docker_finds_it() {
-        for (env, expected) in [
-            (vec![], "unix:///var/run/docker.sock"),
-            (vec![("DOCKER_HOST", "")], "unix:///var/run/docker.sock"),
+    fn an_engine_elsewhere_says_whether_it_has_gpus() {
+        for (info, expected) in [
+            (json!({}), false),
+            (json!({"Runtimes": {"runc": {"path": "runc"}}}), false),
+            (json!({"Runtimes": {"runc": {}, "nvidia": {}}}), true),
             (
-                vec![("DOCKER_HOST", "unix:///run/user/1000/podman/podman.sock")],
-                "unix:///run/user/1000/podman/podman.sock",
-            ),
-            (vec![("DOCKER_HOST", "tcp://engine")], "tcp://engine:2375"),
-            (vec![("DOCKER_HOST", "tcp://engine:99/")], "tcp://engine:99"),
-            (
-                vec![
-                    ("DOCKER_HOST", "tcp://engine"),
-                    ("DOCKER_TLS_VERIFY", "1"),
-                    ("DOCKER_CERT_PATH", "/certs"),
-                ],
-                "tcp://engine:2376",
-            ),
-            (
-                vec![("DOCKER_CONTEXT", "default")],
-                "unix:///var/run/docker.sock",
+                json!({"DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=0"}]}),
+                true,
             ),
         ] {
-            let found = address(&vars(&env), &DockerConfig::of(Value::Null)).unwrap();
-            assert_eq!(found.host.to_string(), expected, "{env:?}");
+            let read: SystemInfo = serde_json::from_value(info.clone()).unwrap();
+            assert_eq!(names_nvidia(&read), expected, "{info}");
         }
-        for host in ["ssh://me@engine", "engine", "unix://relative"] {
-            let env = vars(&[("DOCKER_HOST", host)]);
-            let error = address(&env, &DockerConfig::of(Value::Null)).unwrap_err();
-            assert!(error.to_string().contains("DOCKER_HOST"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_context_names_the_engine_and_its_certificates() {
-        let home = tempfile::tempdir().unwrap();
-        let env = vars(&[("HOME", home.path().to_str().unwrap())]);
-        let write = |name: &str, text: &str| {
-            let path = home.path().join(".docker").join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        };
-        write("config.json", r#"{"currentContext": "lab"}"#);
-        let error = address(&env, &DockerConfig::read(&env)).unwrap_err();
-        assert!(error.to_string().contains("lab"), "{error}");
-
-        // printf lab | sha256sum
-        let folder = "a51146d38077ff992eba84cf1d5e9b249073503eb74868699016153b031a38f7";
-        let meta = json!({"Name": "lab", "Endpoints": {"docker": {"Host": "tcp://lab:2376"}}});
-        write(
-            &format!("contexts/meta/{folder}/meta.json"),
-            &meta.to_string(),
-        );
-        write(&format!("contexts/tls/{folder}/docker/ca.pem"), "");
-        let found = address(&env, &DockerConfig::read(&env)).unwrap();
-        assert_eq!(
-            found.host,
-            Host::Tcp {
-                address: "lab:2376".into(),
-                tls: Some(
-                    home.path()
-                        .join(format!(".docker/contexts/tls/{folder}/docker"))
-                ),
-            }
-        );
     }
 }

@@ -54,14 +54,27 @@ pub enum ContainerError {
          rootless engine's socket"
     )]
     NotAllowed { address: String },
+    /// A machine in between, or TLS, does not lead to it.
+    #[error("the container engine at {address} cannot be reached: {cause}. {next}")]
+    Unreachable {
+        address: String,
+        cause: String,
+        next: String,
+    },
+    #[error("the container engine at {address} does not let this user in: {cause}. {next}")]
+    NotLetIn {
+        address: String,
+        cause: String,
+        next: String,
+    },
     #[error("{0}")]
     BadAddress(String),
     #[error(
         "there is no image {image}: {cause}. Is the name right, and has this machine or a registry it?"
     )]
     NoSuchImage { image: String, cause: String },
-    #[error("image {image} is not on this machine, and --pull=never forbids to pull it")]
-    NotPulled { image: String },
+    #[error("image {image} is not on this machine, and {why} forbids to pull it")]
+    NotPulled { image: String, why: &'static str },
     #[error(
         "the registry refuses image {image} {whom}: {cause}. Log in with `docker login {registry}` as the user \
          that runs the agent"
@@ -112,8 +125,12 @@ pub enum ContainerError {
 impl ContainerError {
     pub fn kind(&self) -> Kind {
         match self {
-            ContainerError::NoEngine { .. } | ContainerError::BadAddress(_) => Kind::NoEngine,
-            ContainerError::NotAllowed { .. } => Kind::EngineNotAllowed,
+            ContainerError::NoEngine { .. }
+            | ContainerError::Unreachable { .. }
+            | ContainerError::BadAddress(_) => Kind::NoEngine,
+            ContainerError::NotAllowed { .. } | ContainerError::NotLetIn { .. } => {
+                Kind::EngineNotAllowed
+            }
             ContainerError::NoSuchImage { .. } | ContainerError::NotPulled { .. } => {
                 Kind::NoSuchImage
             }
@@ -170,6 +187,21 @@ pub(super) fn words(error: &EngineError) -> String {
             }
             cause.to_string()
         }
+    }
+}
+
+/// The error of this kind among the causes of `error`, those that an [`io::Error`] wraps included.
+pub(super) fn cause_of<'e, T: std::error::Error + 'static>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> Option<&'e T> {
+    if let Some(found) = error.downcast_ref::<T>() {
+        return Some(found);
+    }
+    let inner = error.downcast_ref::<io::Error>();
+    let inner = inner.and_then(|wrapper| wrapper.get_ref());
+    match inner {
+        Some(inner) => cause_of(inner),
+        None => cause_of(error.source()?),
     }
 }
 

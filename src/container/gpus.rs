@@ -22,7 +22,7 @@ pub struct Asked<'a> {
     pub devices: Option<&'a str>,
     /// `CLEARML_DOCKER_SKIP_GPUS_FLAG`: the variable alone, for engines whose default runtime obeys it.
     pub variable_only: bool,
-    /// The engine's machine has NVIDIA's driver.
+    /// The engine's machine has NVIDIA's driver; only asked where nobody said anything.
     pub driver: bool,
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::archive::{Content, Item};
 use super::programs::Program;
 use super::user::User;
+use crate::execute::scheduler::Claimant;
 
 /// Where all of it is in the container: a volume of the container's own, so that it works with a
 /// read-only image, too.
@@ -27,6 +28,7 @@ pub const CERTIFICATES: &str = "/.clearml-agent/private/certificates.pem";
 pub const CACHE: &str = "/.clearml-agent/cache";
 pub const RUNS: &str = "/.clearml-agent/cache/runs";
 pub const UV_CACHE: &str = "/.clearml-agent/cache/uv";
+pub const PYTHONS: &str = "/.clearml-agent/cache/python";
 pub const VENVS_CACHE: &str = "/.clearml-agent/cache/venvs";
 pub const JOURNAL: &str = "/.clearml-agent/journal";
 
@@ -43,6 +45,7 @@ fi
 cache=/.clearml-agent/cache
 if ! mkdir -p "$cache/runs" "$cache/uv" 2>/dev/null || ! [ -w "$cache/runs" ] || ! [ -w "$cache/uv" ]; then
     export CLEARML_AGENT__AGENT__VENVS_DIR=/.clearml-agent/runs UV_CACHE_DIR=/.clearml-agent/uv-cache \
+        UV_PYTHON_INSTALL_DIR=/.clearml-agent/python \
         CLEARML_AGENT__AGENT__VENVS_CACHE__PATH=/.clearml-agent/venvs
 fi
 exec "$agent" "$@"
@@ -60,6 +63,10 @@ pub struct Handover {
     /// Which attempt at the task it is, counted from 1, and how the one before ended.
     pub attempt: u32,
     pub former_end: Option<String>,
+    /// One of several ranks, and by what they know each other.
+    pub several: Option<Claimant>,
+    /// `--standalone-mode`: the folder of what was put into the image beforehand.
+    pub standalone: Option<PathBuf>,
 }
 
 impl Handover {

@@ -10,11 +10,12 @@ use bollard::query_parameters::CreateImageOptions;
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
+use super::address::{DockerConfig, Variables};
 use super::credentials;
-use super::engine::{DockerConfig, Engine, Variables};
+use super::engine::Engine;
 use super::error::{ContainerError, system_error, words};
 use super::run_args::Pull;
-use crate::console::Console;
+use crate::console::{Console, counted};
 
 /// How often a long pull says how far it is.
 const TELL_EACH: Duration = Duration::from_secs(10);
@@ -54,6 +55,8 @@ pub struct Wanted<'a> {
     pub image: &'a str,
     /// `--pull`, and `agent.docker_force_pull`.
     pub policy: Pull,
+    /// `--standalone-mode`, which is why nothing is pulled.
+    pub offline: bool,
     /// `--platform`.
     pub platform: Option<&'a str>,
     pub config: &'a DockerConfig,
@@ -74,6 +77,10 @@ pub async fn ensure(
             None if wanted.policy == Pull::Never => {
                 return Err(ContainerError::NotPulled {
                     image: wanted.image.to_owned(),
+                    why: match wanted.offline {
+                        true => "--standalone-mode",
+                        false => "--pull=never",
+                    },
                 });
             }
             None => {}
@@ -248,8 +255,8 @@ impl std::fmt::Display for Progress {
         });
         write!(
             f,
-            "{done} of {} layers, {} of {} MB so far",
-            self.layers.len(),
+            "{done} of {}, {} of {} MB so far",
+            counted(self.layers.len() as u64, "layer"),
             come / 1_000_000,
             total / 1_000_000
         )

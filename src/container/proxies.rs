@@ -3,7 +3,7 @@
 
 use bollard::models::ContainerCreateBody;
 
-use super::engine::DockerConfig;
+use super::address::DockerConfig;
 
 /// Adds the variables for the engine at `host` (`unix:///var/run/docker.sock`), in capitals and not,
 /// where the arguments do not name them.

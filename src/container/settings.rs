@@ -3,10 +3,11 @@
 
 use std::path::PathBuf;
 
-use super::caches::{Cache, Keyed};
+use super::address::Variables;
+use super::caches::{Cache, Keyed, OfImage};
 use super::choice::{self, ChoiceError};
-use super::engine::Variables;
 use super::handover;
+use super::ports;
 use crate::config::{Config, ConfigError, bool_of};
 
 /// Everything about containers that is decided before the first request.
@@ -24,6 +25,12 @@ pub struct Settings {
     /// `agent.docker_container_name_format`, and the fields of the task that it may name.
     pub name_format: Option<String>,
     pub name_fields: Vec<(String, String)>,
+    /// `agent.docker_args_allowed_port_range`: ports of the machine that a container may have.
+    pub ports: Option<ports::Range>,
+    /// `CLEARML_AGENT_FORCE_HOST_MACHINE_IP`: the address by which others reach this machine.
+    pub host_ip: Option<String>,
+    /// `api.public_ip_ping`: an address on the way to which the machine's own is found; nothing is sent.
+    pub public_ip_ping: String,
     /// `agent.docker_force_pull`.
     pub force_pull: bool,
     /// Scripts of the configuration, one after the other, before the task's own.
@@ -38,6 +45,9 @@ pub struct Settings {
     pub host_mount: Option<HostMount>,
     /// Where the run is built (`agent.docker_internal_mounts.venv_build`).
     pub runs: String,
+    /// `--standalone-mode`: nothing is pulled, fetched or installed. Where an image has the environment and
+    /// the code that were put into it beforehand.
+    pub standalone: Option<String>,
     /// Environments are kept in the container's own cache folder.
     pub caches_environments: bool,
     /// Packages of the image are the task's, too.
@@ -80,8 +90,61 @@ const PASSED_ON: [&str; 3] = [
     "CLEARML_AGENT_ABORT_CALLBACK_CMD",
 ];
 
+/// A cache of this machine in which containers keep environments, a folder for each image.
+#[derive(Debug, Clone)]
+pub struct KeptForImages {
+    pub host: PathBuf,
+    /// The folder of environments lies below the image's, beside that of the runs.
+    is_below: bool,
+}
+
+impl KeptForImages {
+    pub fn environments(&self, image: &OfImage) -> PathBuf {
+        match self.is_below {
+            true => image.folder.join(below_cache(handover::VENVS_CACHE)),
+            false => image.folder.clone(),
+        }
+    }
+
+    pub fn runs(&self, image: &OfImage) -> Option<PathBuf> {
+        self.is_below
+            .then(|| image.folder.join(below_cache(handover::RUNS)))
+    }
+}
+
+/// What is there in the container, as seen from the folder that is mounted as its cache.
+fn below_cache(inside: &str) -> &str {
+    inside
+        .strip_prefix(handover::CACHE)
+        .map_or(inside, |below| below.trim_start_matches('/'))
+}
+
+/// Where [`Settings::read`] has environments kept.
+pub fn kept_for_images(config: &Config) -> Vec<KeptForImages> {
+    let kept = [
+        ("agent.docker_cache", true),
+        ("agent.venvs_cache.path", false),
+    ];
+    kept.into_iter()
+        .filter_map(|(key, is_below)| {
+            Some(KeptForImages {
+                host: config.path(key)?,
+                is_below,
+            })
+        })
+        .collect()
+}
+
+/// As with the Python agent.
+const PUBLIC_IP_PING: &str = "8.8.8.8";
+
 impl Settings {
-    pub fn read(words: &[String], config: &Config, env: &Variables) -> Result<Self, SettingsError> {
+    pub fn read(
+        words: &[String],
+        standalone: bool,
+        config: &Config,
+        env: &Variables,
+    ) -> Result<Self, SettingsError> {
         let set = |name: &str| env.get(name).map(|v| v.trim()).filter(|v| !v.is_empty());
         let flag = |name: &str| set(name).and_then(bool_of);
         let inside = |name: &str, usual: &str| {
@@ -90,11 +153,13 @@ impl Settings {
                 .unwrap_or_else(|| usual.to_owned())
         };
         let mut scripts = Vec::new();
-        for key in [
+        // The first two are for what is to be installed.
+        let keys = [
             "docker_preprocess_bash_script",
             "docker_init_bash_script",
             "extra_docker_shell_script",
-        ] {
+        ];
+        for key in &keys[if standalone { 2 } else { 0 }..] {
             scripts.extend(config.list(&format!("agent.{key}"))?);
         }
         // As the Python agent's own init script has it.
@@ -185,13 +250,13 @@ impl Settings {
             .filter_map(|name| Some(((*name).to_owned(), env.get(*name)?.clone())))
             .collect();
         const PORTS: &str = "agent.docker_args_allowed_port_range";
-        if config.value(PORTS).is_some_and(|range| !range.is_null()) {
-            return Err(SettingsError::Choice(ChoiceError::Setting {
+        let ports = match config.value(PORTS) {
+            None | Some(serde_json::Value::Null) => None,
+            Some(range) => ports::Range::read(range).map_err(|why| ChoiceError::Setting {
                 key: PORTS.to_owned(),
-                why: "ports are not moved to a range; take the key out, and `-p` gives the ports it names"
-                    .to_owned(),
-            }));
-        }
+                why,
+            })?,
+        };
         let mut hidden_variables = config.list("agent.hide_docker_command_env_vars.extra_keys")?;
         hidden_variables.extend(
             set("CLEARML_AGENT_DOCKER_ARGS_HIDE_ENV")
@@ -213,6 +278,11 @@ impl Settings {
                 .flatten()
                 .filter_map(|(field, path)| Some((field.clone(), path.as_str()?.to_owned())))
                 .collect(),
+            ports,
+            host_ip: set("CLEARML_AGENT_FORCE_HOST_MACHINE_IP").map(str::to_owned),
+            public_ip_ping: config
+                .text("api.public_ip_ping")
+                .unwrap_or_else(|| PUBLIC_IP_PING.to_owned()),
             force_pull: config.flag("agent.docker_force_pull")?.unwrap_or(false),
             scripts,
             ssh,
@@ -227,6 +297,7 @@ impl Settings {
             host_mount,
             caches_environments,
             runs: inside("venv_build", handover::RUNS),
+            standalone: standalone.then(|| inside("venv_build", "~/.clearml/venvs-builds")),
             system_site_packages: flag("CLEARML_AGENT_FORCE_SYSTEM_SITE_PACKAGES").unwrap_or(true),
             variables,
         })

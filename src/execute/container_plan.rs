@@ -11,8 +11,9 @@ use super::not_run::NotRun;
 use super::run::Run;
 use super::settings::SettingsError;
 use crate::api::{ApiError, Session, queues, tasks};
+use crate::container::address::{self, DockerConfig};
 use crate::container::choice::{self, Choice, Facts, Request, choose};
-use crate::container::engine::{self, DockerConfig, Engine};
+use crate::container::engine::Engine;
 use crate::container::error::ContainerError;
 use crate::container::gpus::{self, Asked};
 use crate::container::name;
@@ -60,11 +61,15 @@ pub(super) async fn check(settings: &Settings, env: &Variables) -> Result<(), No
         RunArgs::parse(&arguments).map_err(|error| usage(error.to_string()))?;
     }
     let config = DockerConfig::read(env);
-    let connected = async { Engine::connect(engine::address(env, &config)?).await };
+    let connected = async { Engine::connect(address::address(env, &config)?, env).await };
     connected.await.map(drop).map_err(NotRun::Container)
 }
 
-pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, ContainerError> {
+pub(super) async fn plan(
+    run: &Run,
+    settings: &Settings,
+    engine: &Engine,
+) -> Result<Plan, ContainerError> {
     let asking = Known::ask(run, settings);
     let known = tokio::select! {
         known = asking => known.map_err(|error| ContainerError::Task(error.to_string()))?,
@@ -85,7 +90,11 @@ pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, Contain
         run.console.say(format!("Note: {note}"));
     }
 
-    let granted = gpus::grant(asked(run, settings));
+    let mut asked = asked(run, settings);
+    if asked.devices.is_none() {
+        asked.driver = engine.has_nvidia().await;
+    }
+    let granted = gpus::grant(asked);
     let use_ours;
     let left_out;
     (words, use_ours, left_out) = gpus::apply(&granted, words);
@@ -126,9 +135,10 @@ pub(super) async fn plan(run: &Run, settings: &Settings) -> Result<Plan, Contain
     Ok(Plan {
         image: choice.image,
         write_back: choice.write_back,
-        pull: match settings.force_pull {
-            true => Pull::Always,
-            false => parsed.pull(),
+        pull: match (&settings.standalone, settings.force_pull) {
+            (Some(_), _) => Pull::Never,
+            (None, true) => Pull::Always,
+            (None, false) => parsed.pull(),
         },
         body,
         arguments: parsed,
@@ -240,7 +250,7 @@ fn asked<'a>(run: &'a Run, settings: &Settings) -> Asked<'a> {
             Gpus::Only(list) => Some(list),
         },
         variable_only: settings.gpus_by_variable,
-        driver: std::path::Path::new("/proc/driver/nvidia/version").exists(),
+        driver: false,
     }
 }
 
@@ -257,14 +267,20 @@ fn say(run: &Run, choice: &Choice, arguments: &[String]) {
             choice.setup_script.join("\n")
         ));
     }
-    let shown = arguments.iter().map(|word| shlex::try_quote(word));
-    let shown: Vec<_> = shown.filter_map(Result::ok).collect();
     run.console.say(format!(
-        "Executing: docker run {} {} (image of {})",
-        shown.join(" "),
-        choice.image,
+        "Executing: {} (image of {})",
+        command(arguments, &choice.image),
         choice.why
     ));
+}
+
+/// What could be typed at a shell.
+fn command(arguments: &[String], image: &str) -> String {
+    let shown = arguments.iter().map(|word| shlex::try_quote(word));
+    let mut words = vec!["docker".into(), "run".into()];
+    words.extend(shown.filter_map(Result::ok));
+    words.push(image.into());
+    words.join(" ")
 }
 
 /// Records the container in the task, once it runs: one that cannot would only be in the way.
@@ -318,6 +334,19 @@ fn container_name(run: &Run, settings: &Settings, document: &Value) -> Option<St
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_is_one_that_a_shell_understands() {
+        for (arguments, expected) in [
+            (&[][..], "docker run img"),
+            (
+                &["-e".to_owned(), "A=b c".to_owned()],
+                "docker run -e 'A=b c' img",
+            ),
+        ] {
+            assert_eq!(command(arguments, "img"), expected);
+        }
+    }
 
     #[test]
     fn fields_of_the_task_are_found_by_path() {

@@ -102,6 +102,7 @@ pub(super) async fn attempt(
                 settings = settings::resolve(args, global, changed, mask)?;
             }
             settings.rank = letter.rank;
+            settings.python.standalone = letter.standalone.clone();
             run_task(settings, &letter, &journal, stop, timeline).await
         }
         Err(outcome) => {
@@ -192,6 +193,7 @@ async fn run_task(
         console: journal.console(),
         journal: journal.clone(),
         runtime: Runtime::of(session.clone(), &task.id),
+        several: letter.several.clone(),
         session,
         settings,
         task,

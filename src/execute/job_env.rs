@@ -21,13 +21,49 @@ pub enum Gpus {
 
 impl Gpus {
     /// From `--gpus` and `--cpu-only`, which exclude each other.
-    pub fn from_flags(gpus: Option<&str>, cpu_only: bool) -> Self {
-        match gpus.map(str::trim) {
+    /// The error is what of `gpus` names no GPU.
+    pub fn from_flags(gpus: Option<&str>, cpu_only: bool) -> Result<Self, String> {
+        Ok(match gpus.map(str::trim) {
             _ if cpu_only => Gpus::None,
             None | Some("") => Gpus::Inherited,
             Some("all") => Gpus::All,
-            Some("none") => Gpus::None,
-            Some(list) => Gpus::Only(list.to_owned()),
+            Some("none" | "void") => Gpus::None,
+            Some(list) => {
+                let entries: Vec<&str> = list.split(',').map(str::trim).collect();
+                match entries.iter().find(|entry| !names_gpu(entry)) {
+                    Some(entry) => return Err((*entry).to_owned()),
+                    None => Gpus::Only(entries.join(",")),
+                }
+            }
+        })
+    }
+}
+
+/// An index, `GPU:MIG` (or `GPU.MIG`), the UUID of a GPU or MIG instance or its beginning, or a name of the
+/// container device interface (`nvidia.com/gpu=0`).
+fn names_gpu(entry: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let is_uuid = |rest: &str| {
+        !rest.is_empty()
+            && rest
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-/".contains(&b))
+    };
+    let of_kind = |kind: &str| {
+        let begins = entry
+            .get(..kind.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(kind));
+        begins && entry.get(kind.len()..).is_some_and(is_uuid)
+    };
+    match entry.split_once([':', '.']) {
+        Some((gpu, mig)) if is_number(gpu) => is_number(mig),
+        _ => {
+            is_number(entry)
+                || of_kind("GPU-")
+                || of_kind("MIG-")
+                || entry
+                    .split_once('=')
+                    .is_some_and(|(kind, name)| kind.contains('/') && !name.is_empty())
         }
     }
 }
@@ -344,12 +380,35 @@ mod tests {
 
     #[test]
     fn gpu_flags_are_read() {
-        assert_eq!(Gpus::from_flags(None, false), Gpus::Inherited);
-        assert_eq!(Gpus::from_flags(Some("0"), true), Gpus::None);
-        assert_eq!(Gpus::from_flags(Some("all"), false), Gpus::All);
-        assert_eq!(
-            Gpus::from_flags(Some(" 0,1 "), false),
-            Gpus::Only("0,1".into())
-        );
+        assert_eq!(Gpus::from_flags(None, false), Ok(Gpus::Inherited));
+        assert_eq!(Gpus::from_flags(Some("0"), true), Ok(Gpus::None));
+        assert_eq!(Gpus::from_flags(Some("all"), false), Ok(Gpus::All));
+        assert_eq!(Gpus::from_flags(Some("none"), false), Ok(Gpus::None));
+        for list in [
+            "0",
+            "0,1",
+            "0:1,1.0",
+            "GPU-8932f937",
+            "mig-1-2",
+            "MIG-GPU-ab/1/0",
+            "nvidia.com/gpu=0",
+        ] {
+            let only = Ok(Gpus::Only(list.into()));
+            assert_eq!(Gpus::from_flags(Some(list), false), only);
+        }
+        let only = Ok(Gpus::Only("0,1".into()));
+        assert_eq!(Gpus::from_flags(Some(" 0, 1 "), false), only);
+        for (list, wrong) in [
+            ("abc", "abc"),
+            ("0,x", "x"),
+            ("-1", "-1"),
+            ("0,,1", ""),
+            ("0:", "0:"),
+            ("0-3", "0-3"),
+            ("GPU-", "GPU-"),
+            ("a=b", "a=b"),
+        ] {
+            assert_eq!(Gpus::from_flags(Some(list), false), Err(wrong.into()));
+        }
     }
 }

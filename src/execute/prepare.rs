@@ -1,5 +1,6 @@
 //! From the task to a command that can be started: code and environment, side by side.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use super::outcome::{Outcome, Stage, StopCause};
 use super::result::Versions;
 use super::run::Run;
 use super::run_dir::RunDir;
+use super::same_commit::{self, Missing};
 use super::timeline::Phase;
 use crate::api::{ApiError, Session, Trust, tasks};
 use crate::process;
@@ -72,13 +74,17 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
     let code = async {
         let sources = fetch(run, &script, run_dir.path(), token.clone()).await;
         match &sources {
-            Ok(_) => run.timeline.mark(Phase::CodeReady),
+            Ok(sources) => {
+                run.timeline.mark(Phase::CodeReady);
+                same_commit::tell(run, &script, sources.commit.as_deref()).await;
+            }
             Err(_) => token.cancel(),
         }
         sources
     };
+    let settings = python_settings(run);
     let environment = async {
-        let environment = environment(run, &script, run_dir.path(), &token).await;
+        let environment = environment(run, &script, &settings, run_dir.path(), &token).await;
         if environment.is_err() {
             token.cancel();
         }
@@ -93,7 +99,7 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
         }
     };
 
-    let settings = &run.settings.python;
+    let settings = &*settings;
     let python = |error: PythonError| Failure::from(error).outcome(run);
     let code = python::install::Code {
         repository: (sources.kind == source::Kind::Checkout).then_some(sources.root.as_path()),
@@ -124,6 +130,16 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
     .map_err(python)?;
 
     let job = &run.settings.job;
+    let inherited = python::conda::job_variables(
+        &environment,
+        &tools,
+        settings,
+        &job.inherited,
+        &run.console,
+        run.stop.token(),
+    )
+    .await
+    .map_err(python)?;
     let config_file = run_dir
         .private_file("clearml.conf", &job.config)
         .map_err(|error| Outcome::Failed {
@@ -147,12 +163,12 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
         working_dir: &sources.working_dir,
         entry_point: &entry_point,
         optimize: job.optimize,
-        job_env: &job_env::job_environment(&job.inherited, &told),
+        job_env: &job_env::job_environment(&inherited, &told),
         force_git_root_python_path: settings.force_git_root_python_path,
     })
     .map_err(python)?;
     told.python_path = &start.python_path;
-    let env = job_env::job_environment(&job.inherited, &told);
+    let env = job_env::job_environment(&inherited, &told);
 
     let handover = handover(&run.task.id, &start.shown, &installed.summary);
     let versions = Versions {
@@ -226,6 +242,22 @@ impl From<SourceError> for Failure {
     }
 }
 
+impl From<Missing> for Failure {
+    fn from(missing: Missing) -> Self {
+        match missing {
+            Missing::Stopped => Failure::Cancelled,
+            Missing::Silent { waited } => Failure::Failed {
+                stage: Stage::Checkout,
+                cause: format!(
+                    "rank 0 has not said within {} s which commit it runs: look at rank 0's output, or name \
+                     the commit in the task",
+                    waited.as_secs()
+                ),
+            },
+        }
+    }
+}
+
 /// The script with what `CLEARML_AGENT_FORCE_EXEC_SCRIPT` puts in its place.
 fn forced(run: &Run, script: Script) -> Script {
     match run.settings.git.force_script.clone() {
@@ -255,7 +287,8 @@ async fn fetch(
     dir: &Path,
     token: CancellationToken,
 ) -> Result<Sources, Failure> {
-    let script = large_diff::whole(run, script)
+    let script = same_commit::agreed(run, script.clone(), &token).await?;
+    let script = large_diff::whole(run, &script)
         .await
         .map_err(|cause| Failure::Failed {
             stage: Stage::Checkout,
@@ -300,13 +333,28 @@ async fn fetch(
     }
 }
 
+/// With the environment of conda that the task names in the place of an image, where the configuration
+/// says that it does.
+fn python_settings(run: &Run) -> Cow<'_, python::Settings> {
+    let settings = &run.settings.python;
+    if !settings.conda.as_base_docker || settings.conda.package.is_some() {
+        return Cow::Borrowed(settings);
+    }
+    let old = run.task.execution.docker_cmd.split_whitespace().next();
+    let image = run.task.container.image.trim();
+    let named = Some(image).filter(|image| !image.is_empty()).or(old);
+    let mut settings = settings.clone();
+    settings.conda.package = named.map(Into::into);
+    Cow::Owned(settings)
+}
+
 async fn environment(
     run: &Run,
     script: &Script,
+    settings: &python::Settings,
     dir: &Path,
     token: &CancellationToken,
 ) -> Result<(python::Tools, Environment), Failure> {
-    let settings = &run.settings.python;
     let tools = python::find_tools(script, settings, &run.console, token).await?;
     let folder = dir.join("venv");
     let environment =

@@ -71,16 +71,17 @@ impl Drop for RunDir {
     }
 }
 
-/// Removes the folders of runs that no longer live. It can take long: not for the way to the
-/// script's first line.
-pub fn remove_leftovers(parent: &Path) {
+/// Removes the folders of runs that no longer live; gives how many. It can take long: not for the way to
+/// the script's first line.
+pub fn remove_leftovers(parent: &Path) -> u64 {
     // Not through a link: a container could have made one that leads elsewhere.
     if !fs::symlink_metadata(parent).is_ok_and(|found| found.is_dir()) {
-        return;
+        return 0;
     }
     let Ok(entries) = fs::read_dir(parent) else {
-        return;
+        return 0;
     };
+    let mut removed = 0;
     let here = format!("-{}-", machine());
     for entry in entries.flatten() {
         let path = entry.path();
@@ -96,9 +97,10 @@ pub fn remove_leftovers(parent: &Path) {
         };
         if lock.try_lock().is_ok() {
             tracing::debug!(path = %path.display(), "removing what a killed run left");
-            let _ = fs::remove_dir_all(&path);
+            removed += u64::from(fs::remove_dir_all(&path).is_ok());
         }
     }
+    removed
 }
 
 fn is_older(path: &Path, than: Duration) -> bool {
@@ -145,7 +147,7 @@ mod tests {
             File::open(folder).unwrap().set_modified(ago(age)).unwrap();
         }
 
-        remove_leftovers(parent.path());
+        assert_eq!(remove_leftovers(parent.path()), 2);
         assert!(config.exists() && foreign.exists() && young.exists() && !dead.exists());
         // Its agent may live, on another machine.
         assert!(elsewhere.exists() && !ancient.exists());
@@ -160,7 +162,7 @@ mod tests {
             .set_modified(ago(2 * OLD))
             .unwrap();
         std::os::unix::fs::symlink(target.path(), &link).unwrap();
-        remove_leftovers(&link);
+        assert_eq!(remove_leftovers(&link), 0);
         assert!(there.exists());
 
         let path = alive.path().to_owned();

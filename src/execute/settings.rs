@@ -163,11 +163,6 @@ pub enum Monitoring {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    #[error("{option} is not built yet: {instead}")]
-    NotBuilt {
-        option: &'static str,
-        instead: &'static str,
-    },
     /// The command line is wrong, in a way that clap cannot see.
     #[error("{0}")]
     Usage(String),
@@ -180,7 +175,7 @@ pub enum SettingsError {
 impl SettingsError {
     pub fn exit_code(&self) -> u8 {
         match self {
-            SettingsError::NotBuilt { .. } | SettingsError::Usage(_) => exit::USAGE,
+            SettingsError::Usage(_) => exit::USAGE,
             SettingsError::Value(_) | SettingsError::Config(_) => exit::CONFIG,
         }
     }
@@ -193,7 +188,6 @@ pub fn resolve(
     env: Variables,
     mask: &Mask,
 ) -> Result<Settings, SettingsError> {
-    refuse_what_is_not_built(args)?;
     let task = task(args, &env)?;
     if args.on_preempt == Some(OnPreempt::Keep) && scheduler::claimant(&env).is_none() {
         return Err(SettingsError::Usage(
@@ -221,7 +215,7 @@ pub fn resolve(
     inherited.extend(config.job_variables().clone());
     let container = match &args.docker {
         Some(words) => {
-            let read = container::Settings::read(words, &config, &inherited);
+            let read = container::Settings::read(words, args.standalone_mode, &config, &inherited);
             Some(read.map_err(|error| SettingsError::Value(error.to_string()))?)
         }
         None => None,
@@ -229,7 +223,12 @@ pub fn resolve(
     let run = uuid::Uuid::new_v4().simple().to_string();
     inherited.insert(guard::MARK.into(), run.clone());
     let stop = stop_settings(args, &config, &mut inherited)?;
-    let gpus = Gpus::from_flags(args.gpus.as_deref(), args.cpu_only);
+    let gpus = Gpus::from_flags(args.gpus.as_deref(), args.cpu_only).map_err(|entry| {
+        SettingsError::Usage(format!(
+            "--gpus: {entry:?} names no GPU. Give numbers (0 or 0,1), a MIG instance (0:1), UUIDs (GPU-…, \
+             MIG-…), all, or none"
+        ))
+    })?;
     let rank = node::rank(&inherited);
     let place = (monitoring(args) == Monitoring::Full).then(|| {
         let id = config.text("agent.worker_id");
@@ -372,16 +371,6 @@ fn journal_limit(config: &Config) -> Result<u64, SettingsError> {
     }
 }
 
-fn refuse_what_is_not_built(args: &ExecuteArgs) -> Result<(), SettingsError> {
-    if args.standalone_mode && args.docker.is_some() {
-        return Err(SettingsError::NotBuilt {
-            option: "--standalone-mode with --docker",
-            instead: "leave one of them out; in a container, packages come from the caches that are mounted",
-        });
-    }
-    Ok(())
-}
-
 fn python_settings(
     args: &ExecuteArgs,
     config: &Config,
@@ -392,6 +381,9 @@ fn python_settings(
         .map_err(SettingsError::Value)?;
     if args.cpu_only {
         settings.cuda = python::cuda::Wanted::None;
+    }
+    if args.inside.is_some() {
+        settings.place = python::failure::Place::Container;
     }
     settings.git = git_settings::credentials(args, config)?;
     settings.standalone = args.standalone_mode.then_some(venvs_dir);

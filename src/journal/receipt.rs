@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::console::counted;
+
 /// An amount of output. A last line without its newline counts as a line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Amount {
@@ -34,8 +36,8 @@ impl Amount {
 
 impl std::fmt::Display for Amount {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let line = if self.lines == 1 { "line" } else { "lines" };
-        write!(f, "{} {line} ({} bytes)", self.lines, self.bytes)
+        let (lines, bytes) = (counted(self.lines, "line"), counted(self.bytes, "byte"));
+        write!(f, "{lines} ({bytes})")
     }
 }
 

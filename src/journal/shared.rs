@@ -428,10 +428,15 @@ impl State {
         let Some(missing) = self.missing.take() else {
             return;
         };
-        let Amount { lines, bytes } = missing.amount;
+        let is = if missing.amount.lines == 1 {
+            "is"
+        } else {
+            "are"
+        };
         let notice = format!(
-            "{}[clearml-agent: {lines} lines ({bytes} bytes) of output are missing here: {}]\n",
+            "{}[clearml-agent: {} of output {is} missing here: {}]\n",
             if self.at_line_start { "" } else { "\n" },
+            missing.amount,
             missing.why
         );
         match self.keep(notice.as_bytes()) {

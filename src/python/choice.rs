@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::interpreter::{Interpreter, Version, probe};
 use super::settings::Settings;
 use super::tool::{find_program, is_program};
-use super::{PythonError, Variables};
+use super::{PythonError, Variables, conda, fetched};
 
 /// What is asked for, and by whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +88,7 @@ pub struct Seen {
     pub named: Option<PathBuf>,
     /// `python3`, then `python` on PATH.
     pub plain: Vec<PathBuf>,
-    /// Those whose name or folder tells their version: `pythonX.Y` on PATH, pyenv's, uv's.
+    /// Those whose name or folder tells their version: `pythonX.Y` on PATH, pyenv's, uv's, conda's.
     pub versioned: Vec<(PathBuf, Version)>,
 }
 
@@ -140,7 +140,7 @@ fn distance(asked: Option<(u32, u32)>, major: u32, minor: u32) -> u32 {
     }
 }
 
-/// Looks at PATH, pyenv's versions and uv's own interpreters.
+/// Looks at PATH, pyenv's versions, uv's interpreters and conda's environments.
 pub fn look(wish: &Wish, settings: &Settings) -> Seen {
     let folders = settings.search_path();
     let pyenv = settings
@@ -194,39 +194,35 @@ pub fn look(wish: &Wish, settings: &Settings) -> Seen {
             }
         }
     }
-    let uv = settings
-        .variable("UV_PYTHON_INSTALL_DIR")
-        .map(PathBuf::from)
-        .or_else(|| {
-            let data = settings.variable("XDG_DATA_HOME").map(PathBuf::from);
-            let data = data.or_else(|| Some(settings.home.as_ref()?.join(".local/share")));
-            Some(data?.join("uv/python"))
-        });
-    let managed = [
-        (pyenv.map(|root| root.join("versions")), ""),
-        (uv, "cpython-"),
-    ];
-    for (folder, prefix) in managed {
-        let Some(folder) = folder else { continue };
-        let mut names = names_in(&folder);
-        // The newest patch first.
-        names.sort_by_key(|name| std::cmp::Reverse(patch_of(name)));
-        for name in names {
-            let version = name.strip_prefix(prefix).and_then(Version::parse);
-            let Some(version) = version.filter(|version| version.minor.is_some()) else {
-                continue;
-            };
-            let path = folder
-                .join(&name)
-                .join("bin")
-                .join(format!("python{version}"));
-            if is_program(&path) {
-                seen.versioned.push((path, version));
-            }
-        }
-    }
+    let uv = {
+        let data = settings.variable("XDG_DATA_HOME").map(PathBuf::from);
+        let data = data.or_else(|| Some(settings.home.as_ref()?.join(".local/share")));
+        data.map(|data| data.join("uv/python"))
+    };
+    let pyenv = pyenv.map(|root| managed(&root.join("versions"), ""));
+    let fetched = [Some(fetched::folder(settings)), uv];
+    let fetched = fetched.into_iter().flatten();
+    seen.versioned.extend(pyenv.into_iter().flatten());
+    seen.versioned
+        .extend(fetched.flat_map(|folder| managed(&folder, "cpython-")));
+    // The last: packages of such an environment need libraries that a venv of it does not have.
+    seen.versioned.extend(conda::pythons(settings));
     seen.versioned.retain(|(_, version)| version.major >= 3);
     seen
+}
+
+/// The interpreters in a folder of theirs, as `PREFIX3.11.7…/bin/python3.11`; the newest patch first.
+pub fn managed(folder: &Path, prefix: &str) -> Vec<(PathBuf, Version)> {
+    let mut names = names_in(folder);
+    names.sort_by_key(|name| std::cmp::Reverse(patch_of(name)));
+    let found = |name: String| {
+        let numbers = name.strip_prefix(prefix)?.split(['-', '+']).next()?;
+        let version = Version::parse(numbers).filter(|version| version.minor.is_some())?;
+        let program = format!("python{version}");
+        let path = folder.join(&name).join("bin").join(program);
+        is_program(&path).then_some((path, version))
+    };
+    names.into_iter().filter_map(found).collect()
 }
 
 /// The version folders that pyenv's shims would use: `PYENV_VERSION`, else the global file.
@@ -321,6 +317,26 @@ pub async fn choose(
     }
 }
 
+/// The version that is asked for and that what was chosen has not; of no matter which version, where
+/// nothing was found at all.
+pub fn missing(
+    wish: &Wish,
+    chosen: &Result<(Interpreter, Option<String>), PythonError>,
+) -> Option<Version> {
+    let any = Version {
+        major: 3,
+        minor: None,
+        patch: None,
+    };
+    let wanted = wish.version.unwrap_or(any);
+    match chosen {
+        Ok((found, _)) => (!wanted.accepts(found.version)).then_some(wanted),
+        Err(PythonError::NoInterpreter { .. }) => Some(wanted),
+        Err(_) => None,
+    }
+    .filter(|wanted| wanted.major >= 3)
+}
+
 /// Whether running `path` could still show the version asked for.
 fn could_match(wish: &Wish, path: &Path, seen: &Seen) -> bool {
     let known = seen.versioned.iter().find(|(p, _)| p == path);
@@ -356,7 +372,7 @@ fn stand_in_note(wish: &Wish, found: &Interpreter) -> String {
 }
 
 /// Another patch of the version was asked for.
-fn other_patch(wish: &Wish, found: &Interpreter) -> Option<String> {
+pub fn other_patch(wish: &Wish, found: &Interpreter) -> Option<String> {
     let version = wish.version?;
     let patch = version.patch.filter(|patch| *patch != found.version.2)?;
     Some(format!(

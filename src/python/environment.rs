@@ -12,7 +12,7 @@ use super::interpreter::Interpreter;
 use super::settings::Settings;
 use super::tool::{self, Call};
 use super::tools::{Kind, Tools};
-use super::{PythonError, Variables};
+use super::{PythonError, Variables, conda};
 use crate::console::Console;
 use crate::task::Script;
 
@@ -50,6 +50,9 @@ pub async fn create(
     console: &Console,
     stop: &CancellationToken,
 ) -> Result<Environment, PythonError> {
+    if let Some(found) = &tools.conda {
+        return conda::create(found, script, folder, settings, console, stop).await;
+    }
     let mut env = planned(tools, folder);
     let may_have_packages = !script.repository.is_empty()
         || ["pip", "conda"].iter().any(|key| {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use super::failure::{self, Cause, InstallFailure, classify};
+use super::failure::{self, Asked, Cause, Doubt, InstallFailure, advice, classify, detail};
 use super::flags::{fits, pip_requirement, uv_flags};
 use super::freeze;
 use super::git_access::GitAccess;
@@ -35,6 +35,9 @@ fn io_failed(cause: std::io::Error) -> PythonError {
         cause: cause.to_string(),
     }
 }
+
+/// What lets uv trust what the machine trusts: of today's uv, and of older ones.
+const SYSTEM_CERTIFICATES: [&str; 2] = ["UV_SYSTEM_CERTS", "UV_NATIVE_TLS"];
 
 /// What a run installs with.
 pub(super) enum With {
@@ -95,7 +98,7 @@ impl<'a> Filling<'a> {
         let mut list = list.clone();
         self.leave_out_what_is_there(&mut list);
         self.git.take_from(&mut list);
-        let installer = self.installer().await?;
+        let installer = self.installer(&list).await?;
         if matches!(installer, With::Uv(_)) && self.env.kind == Kind::Own && !self.env.has_pip() {
             // The interpreter comes without its pip wheel, and scripts call `python -m pip`.
             list.add("pip");
@@ -188,7 +191,7 @@ impl<'a> Filling<'a> {
     /// What the list leads to today, one package a line; nothing is installed.
     pub(super) async fn resolve(&mut self, list: &List) -> Result<Vec<String>, String> {
         let failed = |error: PythonError| error.to_string();
-        let With::Uv(uv) = self.installer().await.map_err(failed)? else {
+        let With::Uv(uv) = self.installer(list).await.map_err(failed)? else {
             return Err("pip cannot resolve without installing".into());
         };
         let mut list = list.clone();
@@ -201,12 +204,12 @@ impl<'a> Filling<'a> {
             .to_vec();
         args.extend(["never", "--no-header", "--no-annotate", "--python"].map(str::to_owned));
         args.push(self.python.to_string_lossy().into_owned());
-        if self.settings.indexes.no_index {
-            args.push("--no-index".into());
-        }
+        let of_pip = self.settings.indexes.arguments_for_uv();
+        // Of a list that names no hashes, none could be required for what it leads to.
+        args.extend(of_pip.into_iter().filter(|arg| arg != "--require-hashes"));
         args.extend(["-o".into(), out.to_string_lossy().into_owned()]);
         args.push(file.to_string_lossy().into_owned());
-        let told = self.uv_variables(None);
+        let told = self.uv_variables(&list);
         let finished = self.call(uv.program, args, told).await.map_err(failed)?;
         if !finished.succeeded() {
             return Err("see above".into());
@@ -224,17 +227,21 @@ impl<'a> Filling<'a> {
         let args = ["cache", "clean", "--quiet", name]
             .map(str::to_owned)
             .to_vec();
-        let told = self.uv_variables(None);
+        let told = base_variables(self.settings);
         // Where it fails, the package stays as it is, and that will be noticed again.
         let _ = self.call(uv.program.clone(), args, told).await;
     }
 
-    async fn installer(&self) -> Result<With, PythonError> {
+    async fn installer(&self, list: &List) -> Result<With, PythonError> {
         let tools = self.tools;
         let reason = if self.settings.installer == Installer::Pip {
             "agent.package_manager.uv_replace_pip is false".to_owned()
         } else if let Err(flag) = uv_flags(&self.settings.extra_flags) {
             format!("uv has no flag like pip's {flag} (extra_pip_install_flags)")
+        } else if self.settings.indexes.prefer_binary {
+            "uv has nothing like pip's prefer-binary, which is set for pip".to_owned()
+        } else if let Some(setting) = list.only_for_pip() {
+            format!("uv has nothing like pip's {setting}, which is in the list")
         } else {
             match (&tools.uv, &tools.uv_missing) {
                 (Some(uv), _) => return Ok(With::Uv(uv.clone())),
@@ -249,9 +256,15 @@ impl<'a> Filling<'a> {
             }
         };
         if !self.env.has_pip() {
+            let cause = classify(std::slice::from_ref(&reason));
+            let next = advice(&cause, self.settings.place).unwrap_or(
+                "Put uv on PATH (or name it with CLEARML_BOOTSTRAP_UV_EXEC), or install the \
+                 interpreter's pip (python3-venv on Debian and Ubuntu).",
+            );
             return Err(PythonError::NoInstaller {
                 uv: reason,
                 pip: format!("{} has no pip", self.python.display()),
+                next: next.into(),
             });
         }
         self.console
@@ -283,29 +296,16 @@ impl<'a> Filling<'a> {
     }
 
     async fn install(&mut self, with: &With, list: &List) -> Result<(), PythonError> {
-        let file = self.write(&list.file())?;
         let mut tool = match with {
             With::Uv(_) => "uv",
             With::Pip => "pip",
         };
         self.console.say(format!("Installing packages with {tool}"));
+        let file = self.write(&list.file())?;
         let mut finished = match with {
-            With::Uv(uv) => self.uv(uv, &file, None).await?,
+            With::Uv(uv) => self.uv_as_pip(uv, list, &file).await?,
             With::Pip => self.pip_list(&file).await?,
         };
-        let pins = list.pins();
-        if let With::Uv(uv) = with
-            && !finished.succeeded()
-            && classify(&finished.last_lines) == Cause::Conflict
-            && !pins.is_empty()
-        {
-            self.console.say(
-                "Note: the versions in the list exclude each other (see above). Installing the \
-                 exact ones as they are listed, as pip's old resolver does.",
-            );
-            let overrides = self.write(&pins)?;
-            finished = self.uv(uv, &file, Some(&overrides)).await?;
-        }
         if let With::Uv(_) = with
             && !finished.succeeded()
             && classify(&finished.last_lines) == Cause::Network
@@ -338,17 +338,115 @@ impl<'a> Filling<'a> {
         Err(PythonError::Install(InstallFailure {
             tool,
             code: finished.code,
+            detail: detail(&cause, &finished.last_lines),
             cause,
-            last_lines: finished.last_lines,
+            place: self.settings.place,
         }))
     }
 
-    async fn uv(
-        &self,
+    /// uv, and what pip would have done where uv fails.
+    async fn uv_as_pip(
+        &mut self,
         uv: &Uv,
+        list: &List,
         file: &Path,
-        overrides: Option<&Path>,
     ) -> Result<Finished, PythonError> {
+        let mut told = self.uv_variables(list);
+        let mut finished = self.uv(uv, file, told.clone()).await?;
+        let unknown = Cause::Certificate {
+            asked: Asked::Index,
+            doubt: Doubt::Authority,
+        };
+        if classify(&finished.last_lines) == unknown
+            && !finished.succeeded()
+            && self.machine_trusts(&finished.last_lines).await
+        {
+            self.console.say(
+                "Note: trying again with the certificates that this machine trusts, as pip does.",
+            );
+            for name in SYSTEM_CERTIFICATES {
+                told.insert(name.into(), "true".into());
+            }
+            finished = self.uv(uv, file, told.clone()).await?;
+        }
+        let conflict = |finished: &Finished| {
+            !finished.succeeded() && classify(&finished.last_lines) == Cause::Conflict
+        };
+        if conflict(&finished) {
+            let pins = list.pins();
+            if !pins.is_empty() {
+                self.console.say(
+                    "Note: the versions in the list exclude each other (see above). Installing \
+                     the exact ones as they are listed, as pip's old resolver does.",
+                );
+                let pins = self.write(&pins)?;
+                told.insert("UV_OVERRIDE".into(), pins.to_string_lossy().into_owned());
+                finished = self.uv(uv, file, told.clone()).await?;
+            }
+        }
+        if conflict(&finished) {
+            self.console.say(
+                "Note: what the packages need excludes each other (see above). Installing them \
+                 one by one: of two versions the one that the list leads to first, as with pip's \
+                 old resolver.",
+            );
+            finished = self.one_by_one(uv, list, file, &told).await?;
+        }
+        Ok(finished)
+    }
+
+    /// What is installed later stands in the place of what is not wanted with it: so the first comes
+    /// last.
+    async fn one_by_one(
+        &mut self,
+        uv: &Uv,
+        list: &List,
+        file: &Path,
+        told: &Variables,
+    ) -> Result<Finished, PythonError> {
+        for alone in list.one_by_one().into_iter().rev() {
+            let file = self.write(&alone.file())?;
+            let finished = self.uv(uv, &file, told.clone()).await?;
+            if !finished.succeeded() {
+                return Ok(finished);
+            }
+        }
+        // The list's own versions count, whatever a later package did to an earlier one.
+        let mut args = self.uv_install_arguments();
+        let no_deps = "--no-deps".to_owned();
+        if !args.contains(&no_deps) {
+            args.push(no_deps);
+        }
+        args.extend(["-r".into(), file.to_string_lossy().into_owned()]);
+        self.call(uv.program.clone(), args, told.clone()).await
+    }
+
+    /// Whether the address that uv does not trust is one that this machine trusts. uv brings
+    /// certificates of its own, which count where nobody has said whose do.
+    async fn machine_trusts(&self, lines: &[String]) -> bool {
+        let settings = self.settings;
+        let connection = &settings.indexes.connection;
+        let named = connection.named_authorities(&settings.environment);
+        let said = |name: &&str| settings.variable(name).is_some();
+        if named.is_some() || SYSTEM_CERTIFICATES.iter().any(said) {
+            return false;
+        }
+        let Some(url) = failure::host(lines) else {
+            return false;
+        };
+        match uv::client_for(&url, settings) {
+            Ok(client) => client.head(url).send().await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    async fn uv(&self, uv: &Uv, file: &Path, told: Variables) -> Result<Finished, PythonError> {
+        let mut args = self.uv_install_arguments();
+        args.extend(["-r".into(), file.to_string_lossy().into_owned()]);
+        self.call(uv.program.clone(), args, told).await
+    }
+
+    fn uv_install_arguments(&self) -> Vec<String> {
         let settings = self.settings;
         let mut args: Vec<String> = ["pip", "install", "--no-progress", "--color", "never"]
             .map(str::to_owned)
@@ -364,16 +462,13 @@ impl<'a> Filling<'a> {
         if settings.force_upgrade {
             args.push("--upgrade".into());
         }
-        if settings.indexes.no_index {
-            // There is no variable for it.
-            args.push("--no-index".into());
+        args.extend(uv_flags(&settings.extra_flags).unwrap_or_default());
+        for arg in settings.indexes.arguments_for_uv() {
+            if !args.contains(&arg) {
+                args.push(arg);
+            }
         }
-        let flags = uv_flags(&settings.extra_flags).unwrap_or_default();
-        args.extend(flags);
-        args.extend(["-r".into(), file.to_string_lossy().into_owned()]);
-
-        let told = self.uv_variables(overrides);
-        self.call(uv.program.clone(), args, told).await
+        args
     }
 
     /// uv and pip pass over an index that refuses the credentials as if it were empty.
@@ -399,14 +494,11 @@ impl<'a> Filling<'a> {
         None
     }
 
-    fn uv_variables(&self, overrides: Option<&Path>) -> Variables {
+    fn uv_variables(&self, list: &List) -> Variables {
         let mut told = base_variables(self.settings);
-        if let Some(overrides) = overrides {
-            told.insert(
-                "UV_OVERRIDE".into(),
-                overrides.to_string_lossy().into_owned(),
-            );
-        }
+        let mut env = self.settings.environment.clone();
+        env.extend(told.clone());
+        told.extend(list.variables_for_uv(&env));
         told
     }
 

@@ -38,8 +38,7 @@ pub fn uv_flags(flags: &[String]) -> Result<Vec<String>, String> {
             "--pre" => args.push("--prerelease=allow".into()),
             "--no-cache-dir" => args.push("--no-cache".into()),
             // These say what uv does anyhow.
-            "--prefer-binary"
-            | "--no-input"
+            "--no-input"
             | "--disable-pip-version-check"
             | "--no-warn-script-location"
             | "--use-pep517" => {}
@@ -105,7 +104,8 @@ mod tests {
                 "-c /w --trusted-host=h",
                 Ok("--constraint=/w --allow-insecure-host=h"),
             ),
-            ("--no-cache-dir --prefer-binary", Ok("--no-cache")),
+            ("--no-cache-dir --no-input", Ok("--no-cache")),
+            ("--prefer-binary", Err("--prefer-binary")),
             ("--target /x", Err("--target")),
         ] {
             let found = uv_flags(&words(flags));

@@ -145,7 +145,7 @@ pub fn differing(environment: &Path) -> Vec<String> {
             for package in children(&site) {
                 let record = std::fs::read_to_string(package.join("RECORD"));
                 for line in record.unwrap_or_default().lines() {
-                    if let Some(path) = differs(&site, line) {
+                    if let Some(path) = differs(environment, &site, line) {
                         let shown = path.strip_prefix(environment).unwrap_or(&path);
                         found.push(shown.to_string_lossy().into_owned());
                     }
@@ -164,15 +164,13 @@ fn children(folder: &Path) -> Vec<PathBuf> {
 
 /// A line of a record is `path,sha256=HASH,length`; the path may be in quotes. Gives the file if it is
 /// there and differs.
-fn differs(site: &Path, line: &str) -> Option<PathBuf> {
+fn differs(environment: &Path, site: &Path, line: &str) -> Option<PathBuf> {
     use base64::Engine as _;
     use sha2::Digest as _;
     let (rest, _) = line.rsplit_once(',')?;
     let (path, hash) = rest.rsplit_once(',')?;
     let wanted = hash.strip_prefix("sha256=")?;
     let path: PathBuf = site.join(path.trim_matches('"'));
-    let found = sha2::Sha256::digest(std::fs::read(&path).ok()?);
-    let found = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(found);
     // `../../../bin/x` is to be read as what it means.
     let mut plain = PathBuf::new();
     for part in path.components() {
@@ -181,6 +179,11 @@ fn differs(site: &Path, line: &str) -> Option<PathBuf> {
             part => plain.push(part),
         }
     }
+    // The record may be anybody's: no other file is looked into.
+    let is_file = std::fs::symlink_metadata(&plain).is_ok_and(|found| found.is_file());
+    (is_file && plain.starts_with(environment)).then_some(())?;
+    let found = sha2::Sha256::digest(std::fs::read(&plain).ok()?);
+    let found = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(found);
     (found != wanted).then_some(plain)
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Variables;
+use super::connection::Connection;
 use crate::secret::Secret;
 
 /// The index used when nothing is configured.
@@ -17,11 +18,18 @@ pub struct Indexes {
     pub extra_urls: Vec<Secret>,
     pub find_links: Vec<Secret>,
     pub no_index: bool,
-    pub trusted_hosts: Vec<String>,
-    pub certificates: Option<PathBuf>,
+    pub connection: Connection,
     pub timeout: Option<String>,
     pub constraints: Vec<String>,
     pub pre_releases: bool,
+    /// Names of packages, `:all:`, `:none:`.
+    pub no_binary: Vec<String>,
+    pub only_binary: Vec<String>,
+    pub no_deps: bool,
+    pub require_hashes: bool,
+    /// uv has nothing like it.
+    pub prefer_binary: bool,
+    pub retries: Option<String>,
 }
 
 impl Indexes {
@@ -55,6 +63,12 @@ impl Indexes {
             let words = values.get(name).map(String::as_str).unwrap_or_default();
             words.split_whitespace().map(str::to_owned).collect()
         };
+        let names = |name: &str| -> Vec<String> {
+            let names = values.get(name).map(String::as_str).unwrap_or_default();
+            let names = names.split([',', ' ', '\n']).map(str::trim);
+            let names = names.filter(|name| !name.is_empty());
+            names.map(str::to_owned).collect()
+        };
         let is_on = |name: &str| {
             one(name).is_some_and(|v| {
                 matches!(
@@ -71,11 +85,16 @@ impl Indexes {
                 .collect(),
             find_links: words("find-links").into_iter().map(Secret::new).collect(),
             no_index: is_on("no-index"),
-            trusted_hosts: words("trusted-host"),
-            certificates: one("cert").map(PathBuf::from),
+            connection: Connection::from_pip(&values),
             timeout: one("timeout").or_else(|| one("default-timeout")),
             constraints: words("constraint"),
             pre_releases: is_on("pre"),
+            no_binary: names("no-binary"),
+            only_binary: names("only-binary"),
+            no_deps: is_on("no-deps"),
+            require_hashes: is_on("require-hashes"),
+            prefer_binary: is_on("prefer-binary"),
+            retries: one("retries"),
         }
     }
 
@@ -118,7 +137,16 @@ impl Indexes {
             .chain(links)
             .map(|(kind, url)| format!("{kind} {}", without_user(url.expose())))
             .collect();
-        places.push(format!("{} {}", self.no_index, self.pre_releases));
+        places.push(format!(
+            "{} {} {} {} {} {:?} {:?}",
+            self.no_index,
+            self.prefer_binary,
+            self.pre_releases,
+            self.no_deps,
+            self.require_hashes,
+            self.no_binary,
+            self.only_binary
+        ));
         places.extend(self.constraints.iter().cloned());
         places
     }
@@ -149,16 +177,18 @@ impl Indexes {
             tell("UV_DEFAULT_INDEX", url.expose().to_owned());
         }
         tell("UV_HTTP_TIMEOUT", self.timeout.clone().unwrap_or_default());
+        tell("UV_HTTP_RETRIES", self.retries.clone().unwrap_or_default());
         if self.pre_releases {
             tell("UV_PRERELEASE", "allow".into());
-        }
-        if let Some(path) = &self.certificates {
-            tell("SSL_CERT_FILE", path.to_string_lossy().into_owned());
         }
         for (name, values, by) in [
             ("UV_EXTRA_INDEX_URL", exposed(&self.extra_urls), " "),
             ("UV_FIND_LINKS", exposed(&self.find_links), ","),
-            ("UV_INSECURE_HOST", words(&self.trusted_hosts), " "),
+            (
+                "UV_INSECURE_HOST",
+                words(&self.connection.trusted_hosts),
+                " ",
+            ),
             ("UV_CONSTRAINT", words(&self.constraints), " "),
         ] {
             if !values.is_empty() {
@@ -170,7 +200,29 @@ impl Indexes {
                 told.insert(name.to_owned(), all.join(by));
             }
         }
+        told.extend(self.connection.for_uv(env));
         told
+    }
+
+    /// For what uv has no variables.
+    pub fn arguments_for_uv(&self) -> Vec<String> {
+        let mut args = Vec::new();
+        for (is_on, flag) in [
+            (self.no_index, "--no-index"),
+            (self.no_deps, "--no-deps"),
+            (self.require_hashes, "--require-hashes"),
+        ] {
+            if is_on {
+                args.push(flag.to_owned());
+            }
+        }
+        for (flag, names) in [
+            ("--no-binary", &self.no_binary),
+            ("--only-binary", &self.only_binary),
+        ] {
+            args.extend(names.iter().map(|name| format!("{flag}={name}")));
+        }
+        args
     }
 
     /// What pip is told: what it reads by itself, the places that the agent's configuration adds,
@@ -206,7 +258,7 @@ impl Indexes {
             ),
             (
                 "PIP_TRUSTED_HOST",
-                words(&self.trusted_hosts),
+                words(&self.connection.trusted_hosts),
                 more(&["UV_INSECURE_HOST"], &[' ']),
             ),
         ] {
@@ -215,9 +267,26 @@ impl Indexes {
                 told.insert(name.into(), all.join(" "));
             }
         }
-        if self.certificates.is_none() && !of_uv("SSL_CERT_FILE").is_empty() {
-            told.insert("PIP_CERT".into(), of_uv("SSL_CERT_FILE").to_owned());
+        let timeout = of_uv("UV_HTTP_TIMEOUT");
+        if self.timeout.is_none() && !timeout.is_empty() {
+            told.insert("PIP_DEFAULT_TIMEOUT".into(), timeout.to_owned());
         }
+        let retries = of_uv("UV_HTTP_RETRIES");
+        if self.retries.is_none() && !retries.is_empty() {
+            told.insert("PIP_RETRIES".into(), retries.to_owned());
+        }
+        if of_uv("UV_PRERELEASE") == "allow" {
+            told.insert("PIP_PRE".into(), "1".into());
+        }
+        if !of_uv("UV_CONSTRAINT").is_empty() {
+            let constraints = words(&self.constraints);
+            let all: Vec<&str> = constraints
+                .into_iter()
+                .chain(of_uv("UV_CONSTRAINT").split_whitespace())
+                .collect();
+            told.insert("PIP_CONSTRAINT".into(), all.join(" "));
+        }
+        told.extend(self.connection.for_pip(env));
         told
     }
 }
@@ -361,6 +430,34 @@ mod tests {
             indexes.for_uv(&env)["UV_EXTRA_INDEX_URL"],
             "https://mine/simple https://conf/simple"
         );
+    }
+
+    #[test]
+    fn uvs_variables_are_translated_for_pip() {
+        let indexes = Indexes::from_pip(&vars(&[("PIP_CONSTRAINT", "/c1")]), &[]);
+        let env = vars(&[
+            ("UV_DEFAULT_INDEX", "named=https://uv/simple"),
+            ("UV_EXTRA_INDEX_URL", "https://more/simple"),
+            ("UV_HTTP_TIMEOUT", "7"),
+            ("UV_HTTP_RETRIES", "2"),
+            ("UV_PRERELEASE", "allow"),
+            ("UV_CONSTRAINT", "/c2"),
+        ]);
+        assert_eq!(
+            indexes.for_pip(&env),
+            vars(&[
+                ("PIP_INDEX_URL", "https://uv/simple"),
+                ("PIP_EXTRA_INDEX_URL", "https://more/simple"),
+                ("PIP_DEFAULT_TIMEOUT", "7"),
+                ("PIP_RETRIES", "2"),
+                ("PIP_PRE", "1"),
+                ("PIP_CONSTRAINT", "/c1 /c2"),
+            ])
+        );
+        // pip's own come first.
+        let own = vars(&[("PIP_DEFAULT_TIMEOUT", "1"), ("PIP_RETRIES", "1")]);
+        let told = Indexes::from_pip(&own, &[]).for_pip(&env);
+        assert!(!told.contains_key("PIP_DEFAULT_TIMEOUT") && !told.contains_key("PIP_RETRIES"));
     }
 
     #[test]

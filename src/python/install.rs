@@ -14,7 +14,7 @@ use super::requirements::{List, Reading, files_in_repository, normalise, parse};
 use super::settings::Settings;
 use super::tools::{Kind, Tools};
 use super::torch;
-use super::{Environment, PythonError};
+use super::{Environment, PythonError, conda};
 use crate::console::Console;
 use crate::task::{Requirements, Script};
 
@@ -64,6 +64,18 @@ pub async fn install(
         console,
         stop,
     };
+    if tools.conda.is_some() {
+        let lists = conda_lists(script, code, settings, console)?;
+        let mut more = List::default();
+        if is_notebook(code.entry_point) {
+            more.add("ipython");
+            more.add("nbconvert");
+        }
+        if settings.force_task_init {
+            more.add("clearml");
+        }
+        return conda::fill(&job, script, lists, more).await;
+    }
     let synced = match &project {
         Some(project) => job.sync(project).await?,
         None => false,
@@ -127,6 +139,61 @@ fn add_used_of_the_system(
         });
     packages.extend(used);
     packages.sort_by_key(|package| normalise(&package.name));
+}
+
+/// The lists that count for conda.
+fn conda_lists(
+    script: &Script,
+    code: &Code<'_>,
+    settings: &Settings,
+    console: &Console,
+) -> Result<conda::Lists, PythonError> {
+    let text = |key: &str| script.requirements.text(key);
+    let filled = |key: &str| text(key).filter(|text| !text.is_empty());
+    let of_task = !settings.force_repo_requirements_txt
+        && ["pip", "conda"].iter().any(|key| filled(key).is_some());
+    if !of_task {
+        return Ok(conda::Lists {
+            pip: read_list(script, code, settings, console)?,
+            conda: None,
+            exported: None,
+        });
+    }
+    let original = settings.force_original_requirements
+        && ["org_pip", "org_conda"]
+            .iter()
+            .any(|key| filled(key).is_some());
+    let exported = filled("conda_env_json").filter(|_| !original);
+    let (pip, listed) = match original {
+        true => (
+            filled("org_pip").or_else(|| text("pip")),
+            filled("org_conda"),
+        ),
+        false => (text("pip"), text("conda")),
+    };
+    console.say(match (original, &exported, &listed) {
+        (true, ..) => {
+            "Packages: the task's first lists (org_pip, org_conda), because \
+             agent.package_manager.force_original_requirements is set"
+        }
+        (_, Some(_), _) => "Packages: the task's exported conda environment, else its own lists",
+        (_, None, Some(_)) => "Packages: the task's own lists (conda, pip)",
+        (_, None, None) => "Packages: the task's own list (pip), by conda what conda has of it",
+    });
+    let root = code.repository.unwrap_or(code.working_dir);
+    let first = filled("org_pip");
+    let reading = Reading {
+        origin: "the task's packages",
+        folder: root,
+        root,
+        env: &settings.environment,
+        original: first.as_deref(),
+    };
+    Ok(conda::Lists {
+        pip: parse(&pip.unwrap_or_default(), &reading)?,
+        conda: listed,
+        exported,
+    })
 }
 
 /// The list that counts: the task's own, else the repository's files.

@@ -9,9 +9,12 @@
 pub mod cache;
 pub mod choice;
 pub mod command;
+pub mod conda;
+pub mod connection;
 pub mod cuda;
 pub mod environment;
 pub mod failure;
+pub mod fetched;
 mod filling;
 pub mod flags;
 pub mod freeze;

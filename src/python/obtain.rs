@@ -20,7 +20,7 @@ use super::requirements::{Line, List, Reading, normalise, parse};
 use super::settings::{Installer, Settings};
 use super::tools::Tools;
 use super::{Environment, PythonError, freeze};
-use crate::console::Console;
+use crate::console::{Console, counted};
 
 /// What an environment is to be obtained with.
 pub(super) struct Job<'a> {
@@ -254,9 +254,9 @@ impl Job<'_> {
     fn say_ready(&self, how: &str, kept: &Kept, way: Way, took: Duration) {
         let manifest = &kept.entry.manifest;
         self.console.say(format!(
-            "Environment: {how}: {} packages, {} files {}, ready in {:.2} s",
-            manifest.packages.len(),
-            manifest.files,
+            "Environment: {how}: {}, {} {}, ready in {:.2} s",
+            counted(manifest.packages.len() as u64, "package"),
+            counted(manifest.files, "file"),
             way.words(),
             took.as_secs_f64()
         ));

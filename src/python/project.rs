@@ -30,7 +30,7 @@ pub fn find(settings: &Settings, root: &Path, working_dir: &Path) -> Option<Proj
             ["poetry.lock", "pyproject.toml"],
             settings.poetry.of_working_dir,
         ),
-        Manager::Pip => return None,
+        Manager::Pip | Manager::Conda => return None,
     };
     let folder = if of_working_dir { working_dir } else { root };
     let file = files.into_iter().find(|name| folder.join(name).is_file())?;
@@ -72,7 +72,7 @@ impl Syncing<'_> {
     /// used.
     pub async fn sync(&self, project: &Project) -> Result<Result<(), String>, PythonError> {
         match project.manager {
-            Manager::Pip => Ok(Ok(())),
+            Manager::Pip | Manager::Conda => Ok(Ok(())),
             Manager::Uv => self.uv_sync(project).await,
             Manager::Poetry => self.poetry_install(project).await,
         }

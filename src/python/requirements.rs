@@ -132,11 +132,9 @@ fn parse_into(
             ("--trusted-host" | "--no-binary" | "--only-binary", Some(value)) => {
                 list.lines.push(Line::Setting(format!("{name} {value}")));
             }
-            ("--pre" | "--no-index" | "--require-hashes", None) => {
+            ("--pre" | "--no-index" | "--require-hashes" | "--prefer-binary", None) => {
                 list.lines.push(Line::Setting(name.to_owned()));
             }
-            // It changes neither what is installed by default nor where from.
-            ("--prefer-binary", None) => {}
             _ => return Err(refused("this option is not known in a list of packages")),
         }
     }

@@ -8,7 +8,9 @@ use serde_json::Value;
 
 use super::Variables;
 use super::cache::settings::{CacheSettings, LinkMode};
+use super::conda::CondaSettings;
 use super::cuda;
+use super::failure::Place;
 use super::index::{Indexes, pip_files};
 use super::project::{PoetrySettings, UvSettings};
 use super::torch::{NIGHTLY_TEMPLATE, TEMPLATE, TorchSettings};
@@ -39,6 +41,7 @@ pub enum Manager {
     Pip,
     Uv,
     Poetry,
+    Conda,
 }
 
 impl Manager {
@@ -47,6 +50,7 @@ impl Manager {
             Manager::Pip => "pip",
             Manager::Uv => "uv",
             Manager::Poetry => "poetry",
+            Manager::Conda => "conda",
         }
     }
 }
@@ -72,8 +76,7 @@ pub struct Settings {
     pub manager: Manager,
     pub uv: UvSettings,
     pub poetry: PoetrySettings,
-    /// The type names a manager that is not there (`conda`): its name.
-    pub unsupported_manager: Option<String>,
+    pub conda: CondaSettings,
     pub system_site_packages: bool,
     pub use_activated_venv: bool,
     pub indexes: Indexes,
@@ -105,6 +108,8 @@ pub struct Settings {
     pub venvs_cache: Option<CacheSettings>,
     pub cuda: cuda::Wanted,
     pub torch: TorchSettings,
+    /// Where this agent runs, for advice.
+    pub place: Place,
     /// For requirements that are private repositories.
     pub git: GitCredentials,
     /// Said once at the start: settings whose effect the user would miss.
@@ -127,7 +132,7 @@ impl Default for Settings {
                 of_working_dir: false,
             },
             poetry: PoetrySettings::default(),
-            unsupported_manager: None,
+            conda: CondaSettings::default(),
             system_site_packages: false,
             use_activated_venv: true,
             indexes: Indexes::default(),
@@ -150,6 +155,7 @@ impl Default for Settings {
             venvs_cache: None,
             cuda: cuda::Wanted::OfTheDriver,
             torch: TorchSettings::default(),
+            place: Place::Host,
             git: GitCredentials::default(),
             notes: Vec::new(),
             environment: Variables::new(),
@@ -202,7 +208,6 @@ impl Settings {
             ("pip", Some(false)) => Installer::Pip,
             _ => Installer::Uv,
         };
-        let unsupported_manager = (kind == "conda").then(|| kind.clone());
 
         let mut indexes = Indexes::of_pip(env, home.as_deref());
         for url in manager.list("extra_index_url")? {
@@ -251,6 +256,7 @@ impl Settings {
             manager: match kind.as_str() {
                 "uv" => Manager::Uv,
                 "poetry" => Manager::Poetry,
+                "conda" => Manager::Conda,
                 _ => Manager::Pip,
             },
             uv: UvSettings {
@@ -270,7 +276,7 @@ impl Settings {
                 install_args: manager.list("poetry_install_extra_args")?,
                 of_working_dir: manager.is_on("poetry_files_from_repo_working_dir")?,
             },
-            unsupported_manager,
+            conda: conda(&manager, env)?,
             system_site_packages: manager.is_on("system_site_packages")?,
             use_activated_venv: agent.flag("docker_use_activated_venv")?.unwrap_or(true),
             indexes,
@@ -306,6 +312,7 @@ impl Settings {
             cuda: cuda_wanted(&agent)?,
             torch: torch(&manager, agent.is_on("cpu_only")?, &mut notes)?,
             home,
+            place: Place::Host,
             git: GitCredentials::default(),
             notes,
             environment: env.clone(),
@@ -355,16 +362,6 @@ fn unsupported(manager: &Reader<'_>, kind: &str, notes: &mut Vec<String>) {
             "the script is started by the environment's own Python, not by `uv run`",
         ),
         (
-            "use_conda_base_env",
-            kind == "conda",
-            "conda environments are not built",
-        ),
-        (
-            "conda_env_as_base_docker",
-            kind == "conda",
-            "conda environments are not built",
-        ),
-        (
             "rocm_extra_index_url_template",
             true,
             "ROCm is not detected: name its index with extra_index_url",
@@ -391,6 +388,28 @@ fn unsupported(manager: &Reader<'_>, kind: &str, notes: &mut Vec<String>) {
             ));
         }
     }
+}
+
+fn conda(manager: &Reader<'_>, env: &Variables) -> Result<CondaSettings, String> {
+    let package = text_of(env, "CLEARML_CONDA_ENV_PACKAGE")
+        .or_else(|| text_of(env, "TRAINS_CONDA_ENV_PACKAGE"))
+        .map(PathBuf::from);
+    // In a container its image is no environment of conda.
+    let inside = text_of(env, "CLEARML_DOCKER_IMAGE").is_some();
+    Ok(CondaSettings {
+        channels: match manager.value("conda_channels") {
+            Some(_) => manager.list("conda_channels")?,
+            None => CondaSettings::default().channels,
+        },
+        full_env_update: manager.is_on("conda_full_env_update")?,
+        use_base_env: match flag_of(env, "CLEARML_USE_CONDA_BASE_ENV")? {
+            Some(flag) => flag,
+            None => manager.is_on("use_conda_base_env")?,
+        },
+        as_base_docker: package.is_some()
+            || (manager.is_on("conda_env_as_base_docker")? && !inside),
+        package,
+    })
 }
 
 fn venvs_cache(reader: &Reader<'_>, home: Option<&Path>) -> Result<Option<CacheSettings>, String> {

@@ -145,15 +145,21 @@ pub fn mask(text: &str) -> String {
         #[expect(clippy::unwrap_used, reason = "a constant pattern, used by a test")]
         Regex::new(r#"[A-Za-z][A-Za-z0-9+.-]*://[^\s'"<>`]+"#).unwrap()
     });
+    // conda has a channel's token in the path.
+    static TOKEN: LazyLock<Regex> = LazyLock::new(|| {
+        #[expect(clippy::unwrap_used, reason = "a constant pattern, used by a test")]
+        Regex::new("/t/[A-Za-z0-9_-]{8,}/").unwrap()
+    });
     ADDRESS
         .replace_all(text, |found: &regex::Captures<'_>| {
             // `git+https://TOKEN@host`: the rules for a token are those of the plain address.
-            match found[0].split_once('+') {
+            let shown = match found[0].split_once('+') {
                 Some((kind, url)) if url.starts_with("http") => {
                     format!("{kind}+{}", mask_url_password(url))
                 }
                 _ => mask_url_password(&found[0]),
-            }
+            };
+            TOKEN.replace(&shown, "/t/****/").into_owned()
         })
         .into_owned()
 }
@@ -260,6 +266,10 @@ mod tests {
             (
                 "'https://u:p@h/s' (ftp://a:b@c)",
                 "'https://u:****@h/s' (ftp://a:****@c)",
+            ),
+            (
+                "https://h/t/tk-1234-abcd/ours/linux-64",
+                "https://h/t/****/ours/linux-64",
             ),
         ] {
             assert_eq!(mask(text), shown);

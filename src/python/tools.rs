@@ -7,9 +7,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::PythonError;
 use super::choice;
+use super::conda::{self, Conda};
 use super::cuda;
-use super::interpreter::{Interpreter, probe};
-use super::settings::{Installer, Settings, SkipVenv};
+use super::fetched;
+use super::interpreter::{Interpreter, Version, probe};
+use super::settings::{Installer, Manager, Settings, SkipVenv};
 use super::tool::{find_program, is_program};
 use super::uv::{self, Uv};
 use crate::console::Console;
@@ -97,13 +99,15 @@ fn takes_over_activated_venv(settings: &Settings) -> bool {
 #[derive(Debug, Clone)]
 pub struct Tools {
     pub kind: Kind,
-    /// `None` only where no Python is needed at all.
+    /// `None` where no Python is needed at all, or conda brings it.
     pub interpreter: Option<Interpreter>,
     /// `None`: not looked for yet or not found; then the reason.
     pub uv: Option<Uv>,
     pub(super) uv_missing: Option<String>,
     /// The CUDA that packages are for.
     pub cuda: Option<cuda::Version>,
+    /// What makes the environment, and its interpreter with it.
+    pub conda: Option<Conda>,
 }
 
 /// Finds the interpreter, and uv (fetched if need be) where the task lists packages.
@@ -113,9 +117,6 @@ pub async fn find_tools(
     console: &Console,
     stop: &CancellationToken,
 ) -> Result<Tools, PythonError> {
-    if let Some(name) = &settings.unsupported_manager {
-        return Err(PythonError::UnsupportedManager { name: name.clone() });
-    }
     let kind = kind(script, settings);
     let mut tools = Tools {
         kind,
@@ -123,6 +124,7 @@ pub async fn find_tools(
         uv: None,
         uv_missing: None,
         cuda: None,
+        conda: None,
     };
     if kind == Kind::Nothing {
         return Ok(tools);
@@ -158,20 +160,81 @@ pub async fn find_tools(
             Kind::Own | Kind::Shared => cuda::version(settings.cuda).await,
         }
     };
+    let by_conda =
+        settings.manager == Manager::Conda && kind == Kind::Own && settings.standalone.is_none();
+    let look_for_python = async {
+        match by_conda {
+            true => {
+                let conda = conda::find(settings).await.map_err(PythonError::NoConda)?;
+                Ok(Choice::Conda(conda))
+            }
+            false => interpreter(script, kind, settings, console).await,
+        }
+    };
     let (interpreter, uv, cuda) = tokio::select! {
-        found = async {
-            tokio::join!(interpreter(script, kind, settings, console), look_for_uv, look_for_cuda)
-        } => found,
+        found = async { tokio::join!(look_for_python, look_for_uv, look_for_cuda) } => found,
         () = stop.cancelled() => return Err(PythonError::Stopped),
     };
-    tools.interpreter = Some(interpreter?);
     tools.cuda = cuda;
     match uv {
         None => {}
         Some(Ok(uv)) => tools.uv = Some(uv),
         Some(Err(reason)) => tools.uv_missing = Some(reason),
     }
+    tools.interpreter = Some(match interpreter? {
+        Choice::Conda(conda) => {
+            tools.conda = Some(conda);
+            return Ok(tools);
+        }
+        Choice::Found(found) => found,
+        Choice::Missing {
+            wish,
+            version,
+            instead,
+        } => match fetched::fetch(version, &tools, settings, console, stop).await? {
+            Ok(found) => {
+                if let Some(note) = choice::other_patch(&wish, &found) {
+                    console.say(note);
+                }
+                found
+            }
+            Err(why) => stand_in(instead, &why, console)?,
+        },
+    });
     Ok(tools)
+}
+
+/// What came of looking for an interpreter.
+enum Choice {
+    /// It comes with the environment.
+    Conda(Conda),
+    Found(Interpreter),
+    /// The version that is asked for is not here; what could be used in its place.
+    Missing {
+        wish: choice::Wish,
+        version: Version,
+        instead: Result<(Interpreter, Option<String>), PythonError>,
+    },
+}
+
+/// The one that is used where the right one can't be had; `why` it can't.
+fn stand_in(
+    instead: Result<(Interpreter, Option<String>), PythonError>,
+    why: &str,
+    console: &Console,
+) -> Result<Interpreter, PythonError> {
+    match instead {
+        Ok((found, note)) => {
+            let note = note.unwrap_or_default();
+            console.say(format!("{note} uv can't get it: {why}."));
+            Ok(found)
+        }
+        Err(PythonError::NoInterpreter { wanted, tried }) => Err(PythonError::NoInterpreter {
+            wanted,
+            tried: format!("{tried} uv can't get one: {why}."),
+        }),
+        Err(other) => Err(other),
+    }
 }
 
 /// Whether a list is more than remarks.
@@ -185,7 +248,7 @@ async fn interpreter(
     kind: Kind,
     settings: &Settings,
     console: &Console,
-) -> Result<Interpreter, PythonError> {
+) -> Result<Choice, PythonError> {
     let named: Option<String> = match (&settings.skip_venv, kind) {
         (SkipVenv::Into(program), _) => Some(program.clone()),
         (SkipVenv::No, Kind::Shared) => Some("python".into()),
@@ -198,7 +261,7 @@ async fn interpreter(
             "Environment: {}, which was built beforehand",
             python.display()
         ));
-        return Ok(found);
+        return Ok(Choice::Found(found));
     }
     if let Some(program) = named {
         let path = match program.contains('/') {
@@ -210,18 +273,29 @@ async fn interpreter(
             None => Err("not on PATH".into()),
         };
         match found {
-            Ok(found) => return Ok(found),
+            Ok(found) => return Ok(Choice::Found(found)),
             Err(reason) => console.say(format!(
                 "Note: {program} (CLEARML_AGENT_SKIP_PIP_VENV_INSTALL) can't be used: {reason}. \
                  Looking for another Python."
             )),
         }
     }
-    let (found, note) = choice::choose(&script.binary, settings).await?;
+    let wish = choice::wish(&script.binary, settings);
+    let instead = choice::choose(&script.binary, settings).await;
+    if kind == Kind::Own
+        && let Some(version) = choice::missing(&wish, &instead)
+    {
+        return Ok(Choice::Missing {
+            wish,
+            version,
+            instead,
+        });
+    }
+    let (found, note) = instead?;
     if let Some(note) = note {
         console.say(note);
     }
-    Ok(found)
+    Ok(Choice::Found(found))
 }
 
 #[cfg(test)]

@@ -15,7 +15,6 @@ use url::Url;
 use super::known::Question;
 use super::settings::Settings;
 use super::tool;
-use crate::api::tls::{Trust, client_builder};
 use crate::console::Console;
 use crate::secret::mask_url_password;
 
@@ -259,29 +258,16 @@ async fn fetch(settings: &Settings, console: &Console) -> Result<Uv, String> {
         })
 }
 
-/// A client that trusts for this address whom pip would trust.
+/// A client that reaches this address as pip would.
 pub(super) fn client_for(url: &Url, settings: &Settings) -> Result<reqwest::Client, String> {
-    let trusted = url
-        .host_str()
-        .is_some_and(|host| is_trusted(host, url.port(), &settings.indexes.trusted_hosts));
-    let trust = match &settings.indexes.certificates {
-        _ if trusted || url.scheme() == "http" => Trust::Anything,
-        Some(bundle) => Trust::Bundle(bundle.clone()),
-        None => Trust::System,
-    };
-    client_builder(&trust)?
+    settings
+        .indexes
+        .connection
+        .client(url, &settings.environment)?
         .connect_timeout(PATIENCE)
         .read_timeout(PATIENCE)
         .build()
         .map_err(|e| e.to_string())
-}
-
-/// pip's `trusted-host`: a host, or host and port.
-fn is_trusted(host: &str, port: Option<u16>, trusted: &[String]) -> bool {
-    trusted.iter().any(|entry| match entry.rsplit_once(':') {
-        Some((name, number)) => name == host && number.parse().ok() == port,
-        None => entry == host,
-    })
 }
 
 /// The page's credentials for a file on the same host.
@@ -439,14 +425,5 @@ mod tests {
             let url = with_credentials(Url::parse(url).unwrap(), &page);
             assert_eq!(url.as_str(), expected);
         }
-    }
-
-    #[test]
-    fn trusted_hosts_are_pips() {
-        let trusted = ["a".to_owned(), "b:8080".to_owned()];
-        assert!(is_trusted("a", Some(99), &trusted));
-        assert!(is_trusted("b", Some(8080), &trusted));
-        assert!(!is_trusted("b", None, &trusted));
-        assert!(!is_trusted("c", None, &trusted));
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use super::binary::{Payload, apply_delta};
 use super::files::{FileState, Outcome, exists, read, write};
+use super::filters::Conversion;
 use super::hunks::{Matching, with_hunks};
 use super::patch::{Body, FilePatch, Hunk, Mode};
 use super::paths::{behind_link, can_be_written, check_parents, check_path, is_behind_link};
@@ -35,6 +36,8 @@ pub enum ApplyError {
     BinaryWithoutContent { file: String },
     #[error("{file}: the binary change was made on other content")]
     BinaryMismatch { file: String },
+    #[error("{file}: git cannot write it as .gitattributes asks for: {cause}")]
+    Filter { file: String, cause: String },
     #[error("{file}: {problem}")]
     Path { file: String, problem: &'static str },
     #[error("{file}: {source}")]
@@ -58,11 +61,13 @@ pub(super) struct Applied {
 /// The content of a blob by its (abbreviated) id, where it is at hand.
 pub(super) type Blobs<'b> = &'b dyn Fn(&str) -> Option<Vec<u8>>;
 
-/// Applies `patches` to the files under `root`, all or none.
+/// Applies `patches` to the files under `root`, all or none. Changes are made to files as git stores them,
+/// and `conversion` knows those that stand otherwise in the work tree.
 pub(super) fn apply(
     root: &Path,
     patches: &[FilePatch],
     blobs: Blobs<'_>,
+    conversion: Option<&Conversion<'_>>,
 ) -> Result<Applied, ApplyError> {
     let pointers =
         |patch: &&FilePatch| [patch.old_mode, patch.new_mode].contains(&Some(Mode::Submodule));
@@ -88,11 +93,15 @@ pub(super) fn apply(
             root,
             matching,
             blobs,
+            conversion,
             merged: &mut merged,
         };
         match work.compute(&patches) {
-            Ok(files) => {
+            Ok(mut files) => {
                 let count = files.len();
+                if let Some(conversion) = conversion {
+                    to_work_tree(&mut files, conversion)?;
+                }
                 can_be_written(root, &files)?;
                 write(root, &files)?;
                 return Ok(applied(count, false, merged));
@@ -117,7 +126,25 @@ struct Work<'w> {
     root: &'w Path,
     matching: Matching,
     blobs: Blobs<'w>,
+    conversion: Option<&'w Conversion<'w>>,
     merged: &'w mut Vec<String>,
+}
+
+fn to_work_tree(files: &mut Outcome, conversion: &Conversion<'_>) -> Result<(), ApplyError> {
+    for (path, state) in files.iter_mut() {
+        let Some(state) = state.as_mut().filter(|state| state.is_file()) else {
+            continue;
+        };
+        let converted = conversion.to_work_tree(path, &state.content);
+        let converted = converted.map_err(|cause| ApplyError::Filter {
+            file: path.clone(),
+            cause,
+        })?;
+        if let Some(content) = converted {
+            state.content = content;
+        }
+    }
+    Ok(())
 }
 
 impl Work<'_> {
@@ -143,7 +170,7 @@ impl Work<'_> {
                     let state = match earlier {
                         Some(state) => state,
                         None if is_behind_link(root, old) => return Err(behind_link(old)),
-                        None => read(root, old)?,
+                        None => self.read(old)?,
                     };
                     if state.is_none() && !(patch.only_adds() && patch.old == patch.new) {
                         return Err(ApplyError::Missing { file: old.clone() });
@@ -199,6 +226,16 @@ impl Work<'_> {
             check_parents(root, path, &outcome)?;
         }
         Ok(outcome)
+    }
+
+    fn read(&self, path: &str) -> Result<Option<FileState>, ApplyError> {
+        let mut state = read(self.root, path)?;
+        if let Some(state) = state.as_mut().filter(|state| state.is_file())
+            && let Some(stored) = self.conversion.and_then(|c| c.stored(path))
+        {
+            state.content = stored;
+        }
+        Ok(state)
     }
 
     /// The file after its change.
@@ -298,7 +335,7 @@ mod tests {
             fs::create_dir(root.path().join("d")).unwrap();
             fs::write(root.path().join("d/e"), "in a folder\n").unwrap();
             let patches = diff::parse(&paths.map(new).concat()).unwrap();
-            apply(root.path(), &patches, &|_| None).unwrap_err();
+            apply(root.path(), &patches, &|_| None, None).unwrap_err();
             let mut left: Vec<_> = fs::read_dir(root.path())
                 .unwrap()
                 .map(|entry| entry.unwrap().file_name())
@@ -334,7 +371,8 @@ mod tests {
             let base = tempfile::tempdir().unwrap();
             let root = base.path().join("root");
             fs::create_dir(&root).unwrap();
-            let refusal = apply(&root, &diff::parse(&changes).unwrap(), &|_| None).unwrap_err();
+            let refusal =
+                apply(&root, &diff::parse(&changes).unwrap(), &|_| None, None).unwrap_err();
             assert!(
                 matches!(refusal, ApplyError::Path { .. }),
                 "{changes}: {refusal}"
@@ -352,7 +390,13 @@ mod tests {
         let gone = "diff --git a/d/b b/d/b\ndeleted file mode 100644\n--- a/d/b\n+++ /dev/null\n\
                     @@ -1 +0,0 @@\n-b\n";
         let changes = link("d", "elsewhere") + gone;
-        apply(root.path(), &diff::parse(&changes).unwrap(), &|_| None).unwrap();
+        apply(
+            root.path(),
+            &diff::parse(&changes).unwrap(),
+            &|_| None,
+            None,
+        )
+        .unwrap();
         let target = fs::read_link(root.path().join("d")).unwrap();
         assert_eq!(target, Path::new("elsewhere"));
     }

@@ -52,8 +52,8 @@ pub(super) fn files_stay_as_stored(
 
 /// Whether an attribute of this file's makes git write something else than what is stored. `text`
 /// alone does not: on this system lines end as they are stored. Filters and encodings are not
-/// libgit2's business.
-fn change_contents(attributes: &[u8]) -> bool {
+/// libgit2's business, but `filters`'s.
+pub(super) fn change_contents(attributes: &[u8]) -> bool {
     attributes
         .split(|byte| *byte == b'\n')
         .filter(|line| !line.trim_ascii_start().starts_with(b"#"))

@@ -11,6 +11,7 @@ use git2::{CheckoutNotificationType, ErrorClass, Oid, Repository, RepositoryInit
 
 use super::attributes;
 use super::error::SourceError;
+use super::filters;
 use super::lfs;
 use super::mirror::{History, Mirror, Mirrors};
 use super::revision::Wanted;
@@ -63,6 +64,7 @@ pub(super) fn check_out(
         ));
         (repository, checked_out) = fill(mirrors, address, wanted, History::Whole, &make)?;
     }
+    filters::write_files(mirrors, &repository)?;
     lfs::download(mirrors, address, &repository)?;
     submodules(mirrors, address, &repository, "", SUBMODULE_DEPTH)?;
     Ok(checked_out)
@@ -286,6 +288,7 @@ fn submodules(
             .say(format!("Submodule {path}: {} at {commit}", own.shown()));
         let inner = check_out_submodule(mirrors, repository, &mut submodule, &own, commit)
             .map_err(failed)?;
+        filters::write_files(mirrors, &inner).map_err(failed)?;
         lfs::download(mirrors, &own, &inner).map_err(failed)?;
         submodules(mirrors, &own, &inner, &format!("{path}/"), depth - 1)?;
     }

@@ -1,6 +1,6 @@
 //! Every way in which getting the code can fail, in words for the person who has to mend it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use git2::{ErrorClass, ErrorCode};
 
@@ -33,6 +33,13 @@ pub enum SourceError {
         cause: String,
         offered: String,
     },
+
+    #[error(
+        "repository {path} not found on this machine: {cause}\n\
+         Next: check the path; in a container only what is mounted there is seen. If the task was made on \
+         another machine, give it an address that this one reaches, too"
+    )]
+    PathNotFound { path: String, cause: String },
 
     #[error(
         "no access to repository {url}: {cause}\n\
@@ -119,6 +126,27 @@ pub enum SourceError {
     )]
     Lfs { files: String, cause: String },
 
+    #[error(
+        "{file} has the attribute {what}, which takes git, and there is no git on this machine\n\
+         Next: install git here (or in the image)"
+    )]
+    AttributeNeedsGit { file: String, what: String },
+
+    #[error(
+        "{file} has the filter \"{name}\", which git's configuration here calls required \
+         (filter.{name}.required) without saying what to run\n\
+         Next: set filter.{name}.smudge or filter.{name}.process in this user's git configuration, or \
+         take filter.{name}.required away"
+    )]
+    FilterWithoutCommand { file: String, name: String },
+
+    #[error(
+        "git cannot write {files} as .gitattributes asks for: {cause}\n\
+         Next: `git clone` of the repository must work here for this user; check the filters in git's \
+         configuration (`git config --get-regexp ^filter`)"
+    )]
+    Filter { files: String, cause: String },
+
     #[error("submodule {path}: {cause}")]
     Submodule {
         path: String,
@@ -162,6 +190,13 @@ pub enum SourceError {
          Next: clear or correct the task's uncommitted changes (script.diff), or commit and push them"
     )]
     DiffSyntax(#[from] ParseError),
+
+    #[error(
+        "the task's uncommitted changes are neither a diff of repository {url} nor a script (they \
+         begin with {first_line:?}); nothing was changed\n\
+         Next: clear or correct the task's uncommitted changes (script.diff)"
+    )]
+    NotChanges { url: String, first_line: String },
 
     #[error(
         "the task's uncommitted changes do not apply to commit {commit} (which is on the remote), and \
@@ -260,6 +295,21 @@ impl SourceError {
         {
             return Self::HostIdentity { url, cause };
         }
+        // Whatever is wrong with a folder of this machine, no login mends it. Another path that is named is the
+        // mirror's.
+        let nothing_there = cause == "unsupported URL protocol";
+        let of_the_path = nothing_there
+            || code == ErrorCode::NotFound
+            || class == ErrorClass::Repository
+            || cause.contains(address.path().trim_end_matches('/'));
+        if address.transport == Transport::Local && of_the_path {
+            let cause = match nothing_there {
+                // libgit2 goes on to look for a protocol.
+                true => "there is no such folder".to_owned(),
+                false => cause,
+            };
+            return Self::PathNotFound { path: url, cause };
+        }
         if code == ErrorCode::Auth
             || said(&[
                 "status code: 401",
@@ -275,11 +325,6 @@ impl SourceError {
                 offered,
             };
         }
-        let no_such_path = address.transport == Transport::Local
-            && matches!(
-                class,
-                ErrorClass::Repository | ErrorClass::Os | ErrorClass::Net
-            );
         let not_there = [
             "status code: 404",
             "repository not found",
@@ -289,7 +334,7 @@ impl SourceError {
             "no such project",
             "could not be found",
         ];
-        if no_such_path || said(&not_there) {
+        if said(&not_there) {
             return Self::RepositoryNotFound {
                 url,
                 cause,
@@ -356,6 +401,29 @@ impl SourceError {
             _ => false,
         }
     }
+
+    /// Whether a fetch failed in a way that says nothing of the remote: with a mirror made anew it may not.
+    pub(super) fn is_of_fetch(&self) -> bool {
+        matches!(
+            self,
+            Self::Fetch { .. } | Self::NoWay { .. } | Self::Io { .. } | Self::Git { .. }
+        )
+    }
+
+    /// Whether the folder with the mirrors is at fault (a full or read-only disk, one that lost its
+    /// connection), and another place may do.
+    pub(super) fn is_of_folder(&self, folder: &Path) -> bool {
+        match self {
+            Self::Io { path, .. } => path.starts_with(folder),
+            Self::Fetch { cause, .. }
+            | Self::Authentication { cause, .. }
+            | Self::Unreachable { cause, .. } => {
+                self.is_damage() || cause.contains(&*folder.to_string_lossy())
+            }
+            Self::NoWay { tried, .. } => tried.contains(&*folder.to_string_lossy()),
+            other => other.is_damage(),
+        }
+    }
 }
 
 /// `; did you mean a, b?`, or nothing where there is no guess.
@@ -382,6 +450,7 @@ mod tests {
             let error = git2::Error::new(code, class, message);
             match SourceError::remote(&Address::parse(url), &error, &[]) {
                 SourceError::RepositoryNotFound { .. } => "missing",
+                SourceError::PathNotFound { .. } => "no such path",
                 SourceError::Authentication { .. } => "auth",
                 SourceError::Unreachable { .. } => "unreachable",
                 SourceError::HostIdentity { .. } => "identity",
@@ -424,7 +493,20 @@ mod tests {
                 C::Os,
                 "failed to resolve path"
             ),
-            "missing"
+            "no such path"
         );
+        for (message, expected) in [
+            ("unsupported URL protocol", "no such path"),
+            (
+                "failed to open '/srv/a/HEAD': Permission denied",
+                "no such path",
+            ),
+            (
+                "failed to write '/cache/b.git/objects/x': No space left on device",
+                "other",
+            ),
+        ] {
+            assert_eq!(kind("/srv/a/", any, C::Os, message), expected, "{message}");
+        }
     }
 }

@@ -18,6 +18,13 @@ pub(super) struct FileState {
     pub(super) mode: Mode,
 }
 
+impl FileState {
+    /// Not a link, whose content is never converted.
+    pub(super) fn is_file(&self) -> bool {
+        matches!(self.mode, Mode::File | Mode::Executable)
+    }
+}
+
 /// New state of each path; `None` where it goes.
 pub(super) type Outcome = BTreeMap<String, Option<FileState>>;
 

@@ -35,7 +35,7 @@ pub fn diff(input: &[u8]) {
     }
 
     let before = snapshot(&root);
-    match apply::apply(&root, &patches, &|_| None) {
+    match apply::apply(&root, &patches, &|_| None, None) {
         Err(_) => assert_eq!(before, snapshot(&root), "half of the changes are made"),
         Ok(applied) if applied.already => assert_eq!(before, snapshot(&root)),
         Ok(_) => {
@@ -81,8 +81,8 @@ pub fn patch(input: &[u8]) {
     let base = folder();
     fs::write(base.path().join("f"), old).expect("a file in memory");
     let patches = diff::parse(text).unwrap_or_else(|e| panic!("{e}:\n{text}"));
-    let applied =
-        apply::apply(base.path(), &patches, &|_| None).unwrap_or_else(|e| panic!("{e}:\n{text}"));
+    let applied = apply::apply(base.path(), &patches, &|_| None, None)
+        .unwrap_or_else(|e| panic!("{e}:\n{text}"));
     assert!(!applied.already, "{text}");
     let content = fs::read(base.path().join("f")).unwrap_or_default();
     assert!(content == new, "{text}\ngave {content:?}, not {new:?}");

@@ -10,6 +10,7 @@ use super::network::{Get, Network};
 use super::program;
 use super::ssh::on_path;
 use super::url::{Address, Transport};
+use crate::config::Variables;
 
 /// Fetches as [`Network::fetch`] does. Nothing where there is no git; the error is what git said.
 pub(super) fn fetch(
@@ -26,10 +27,7 @@ pub(super) fn fetch(
             .args(["--", way.text()])
             .args(refspecs)
             .current_dir(into.path());
-        // The cache may belong to somebody else, as for libgit2.
-        let owner = ("safe.directory".to_owned(), "*".to_owned());
-        let no_hooks = ("core.hooksPath".to_owned(), "/dev/null".to_owned());
-        set_up(&mut command, network, way, way, vec![owner, no_hooks]);
+        set_up(&mut command, network, way, way, Vec::new());
         command.env("GIT_DIR", ".");
         let finished =
             program::run(command, b"", network.stop, &|_| {}).map_err(|error| error.to_string())?;
@@ -77,8 +75,72 @@ fn complaint(said: &[String]) -> String {
     }
 }
 
-/// The environment for git and `git lfs`: how to reach the server and who we are, in variables of this
-/// process alone. `address` is meant where the repository says so, `way` is taken.
+/// With these set, git would work on another repository than the one at hand. A hook or an alias of
+/// git that started the agent has set them.
+const OF_ANOTHER_REPOSITORY: [&str; 12] = [
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+    "GIT_GRAFT_FILE",
+    "GIT_SHALLOW_FILE",
+    "GIT_REPLACE_REF_BASE",
+    "GIT_CEILING_DIRECTORIES",
+];
+/// Meant for git servers; what works on this machine's files alone has no business with them.
+const LOGINS: [&str; 4] = [
+    "CLEARML_AGENT_GIT_USER",
+    "CLEARML_AGENT_GIT_PASS",
+    "TRAINS_AGENT_GIT_USER",
+    "TRAINS_AGENT_GIT_PASS",
+];
+
+/// The environment for git where it needs no server. The filters of the user's configuration see it.
+pub(super) fn on_this_machine(command: &mut Command, env: &Variables) {
+    with_settings(command, env, Vec::new());
+    for name in LOGINS {
+        command.env_remove(name);
+    }
+}
+
+/// `env` with these settings, in variables of this process alone.
+fn with_settings(command: &mut Command, env: &Variables, mut settings: Vec<(String, String)>) {
+    command
+        .env_clear()
+        .envs(env)
+        .env("GIT_TERMINAL_PROMPT", "0");
+    for name in OF_ANOTHER_REPOSITORY {
+        command.env_remove(name);
+    }
+    let always = [
+        // The folder may belong to somebody else, as for libgit2.
+        ("safe.directory", "*"),
+        // Hooks, watchers and tidying are for the user's own work. They would inherit what the
+        // environment holds, and go on when the mirror's lock is gone.
+        ("core.hooksPath", "/dev/null"),
+        ("core.fsmonitor", "false"),
+        ("gc.auto", "0"),
+        ("maintenance.auto", "false"),
+    ];
+    settings.extend(always.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    let before = env
+        .get("GIT_CONFIG_COUNT")
+        .and_then(|count| count.trim().parse().ok());
+    let before: usize = before.unwrap_or(0);
+    command.env("GIT_CONFIG_COUNT", (before + settings.len()).to_string());
+    for (number, (key, value)) in settings.into_iter().enumerate() {
+        let number = before + number;
+        command.env(format!("GIT_CONFIG_KEY_{number}"), key);
+        command.env(format!("GIT_CONFIG_VALUE_{number}"), value);
+    }
+}
+
+/// The environment for git and `git lfs` where they talk to a server: how to reach it and who we are.
+/// `address` is meant where the repository says so, `way` is taken.
 pub(super) fn set_up(
     command: &mut Command,
     network: &Network<'_>,
@@ -87,12 +149,9 @@ pub(super) fn set_up(
     mut settings: Vec<(String, String)>,
 ) {
     let env = network.env;
-    command
-        .env_clear()
-        .envs(env)
-        .env("GIT_TERMINAL_PROMPT", "0");
+    let mut variables: Vec<(&str, String)> = Vec::new();
     if !env.contains_key("GIT_SSH_COMMAND") && !env.contains_key("GIT_SSH") {
-        command.env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes");
+        variables.push(("GIT_SSH_COMMAND", "ssh -oBatchMode=yes".to_owned()));
     }
     if way != address {
         settings.push((
@@ -106,7 +165,9 @@ pub(super) fn set_up(
     if network.accept_any_certificate {
         settings.push(("http.sslVerify".into(), "false".into()));
     }
-    if let Some(Login { user, password, .. }) = network.logins(way).into_iter().next() {
+    let is_web = matches!(way.transport, Transport::Http | Transport::Https);
+    let login = network.logins(way).into_iter().next();
+    if let Some(Login { user, password, .. }) = login.filter(|_| is_web) {
         let scheme = match way.transport {
             Transport::Http => "http",
             _ => "https",
@@ -131,18 +192,9 @@ pub(super) fn set_up(
              \"$CLEARML_GIT_LOGIN_USER\" \"$CLEARML_GIT_LOGIN_PASS\"; }; f"
                 .to_owned(),
         ));
-        command
-            .env("CLEARML_GIT_LOGIN_USER", user)
-            .env("CLEARML_GIT_LOGIN_PASS", password.expose());
+        variables.push(("CLEARML_GIT_LOGIN_USER", user));
+        variables.push(("CLEARML_GIT_LOGIN_PASS", password.expose().to_owned()));
     }
-    let before = env
-        .get("GIT_CONFIG_COUNT")
-        .and_then(|count| count.trim().parse().ok());
-    let before: usize = before.unwrap_or(0);
-    command.env("GIT_CONFIG_COUNT", (before + settings.len()).to_string());
-    for (number, (key, value)) in settings.into_iter().enumerate() {
-        let number = before + number;
-        command.env(format!("GIT_CONFIG_KEY_{number}"), key);
-        command.env(format!("GIT_CONFIG_VALUE_{number}"), value);
-    }
+    with_settings(command, env, settings);
+    command.envs(variables);
 }

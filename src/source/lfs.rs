@@ -16,6 +16,8 @@ use super::program;
 use super::ssh::on_path;
 use super::url::{Address, Transport};
 
+/// The filter's name in `.gitattributes`.
+pub(super) const NAME: &str = "lfs";
 const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// Larger than any pointer is.
 const POINTER_LIMIT: u32 = 1024;

@@ -2,16 +2,18 @@
 //! by one process at a time.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use git2::{Repository, RepositoryInitOptions};
-use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{SourceError, did_you_mean};
+use super::mirror_folder::{
+    Place, discard, mirror_name, open, packs_are_whole, remove_stale_files, reset_config,
+};
 use super::network::{Get, Network};
 use super::revision::Wanted;
 use super::url::{Address, Transport};
@@ -30,7 +32,7 @@ pub(super) struct Mirrors<'a> {
     pub(super) cache: Option<PathBuf>,
     /// A private folder, for mirrors that are not to be kept.
     pub(super) scratch: PathBuf,
-    /// `agent.vcs_cache.clone_on_pull_fail`: whatever is wrong with a fetch, a new mirror is tried.
+    /// `agent.vcs_cache.clone_on_pull_fail`: a mirror that cannot be brought up to date is made anew.
     pub(super) clone_on_pull_fail: bool,
     /// Whether commits may be had without their history.
     pub(super) shallow: bool,
@@ -57,13 +59,8 @@ pub(super) struct Mirror {
     pub(super) fetched: bool,
     /// A mirror made just now; a failure with it is not old damage.
     pub(super) new: bool,
-    place: Place,
-}
-
-/// A mirror's folder, locked.
-struct Place {
-    folder: PathBuf,
-    _lock: Option<File>,
+    /// Its lock.
+    _place: Place,
 }
 
 impl Mirrors<'_> {
@@ -76,32 +73,48 @@ impl Mirrors<'_> {
         history: History,
     ) -> Result<Mirror, SourceError> {
         let place = self.lock(address)?;
-        let made = |history| {
-            self.make(&place.folder, address, wanted, history)
-                .map(|found| (found, history))
+        match self.obtain_in(&place, address, wanted, history) {
+            Err(error) if place.is_shared() && error.is_of_folder(&place.parent) => {
+                self.say_unusable(&error);
+                drop(place);
+                let place = self.private(address)?;
+                let found = self.obtain_in(&place, address, wanted, history)?;
+                Ok(found.held(place))
+            }
+            found => Ok(found?.held(place)),
+        }
+    }
+
+    fn obtain_in(
+        &self,
+        place: &Place,
+        address: &Address,
+        wanted: &Wanted,
+        history: History,
+    ) -> Result<Found, SourceError> {
+        let made = |history| self.make(place, address, wanted, history);
+        let Some(folder) = place.current()? else {
+            return made(history);
         };
-        let found = match place.folder.exists() {
-            false => made(history)?.0,
-            true => match self.use_existing(&place.folder, address, wanted, history) {
-                Err(error) if error.is_damage() => {
-                    self.say_damaged(address, &error);
-                    made(history)?.0
-                }
-                Err(error) if self.clone_on_pull_fail && !matches!(error, SourceError::Stopped) => {
-                    self.console.say(format!("{error}\nMaking the mirror anew"));
-                    made(history)?.0
-                }
-                Ok(None) => made(History::Whole)?.0,
-                Ok(Some(found)) => found,
-                Err(error) => return Err(error),
-            },
-        };
-        Ok(found.held(place))
+        match self.use_existing(place, &folder, address, wanted, history) {
+            Err(error) if error.is_damage() => {
+                self.say_damaged(address, &error);
+                made(history)
+            }
+            Err(error) if self.clone_on_pull_fail && error.is_of_fetch() => {
+                self.console.say(format!("{error}\nMaking the mirror anew"));
+                made(history)
+            }
+            Ok(None) => made(History::Whole),
+            Ok(Some(found)) => Ok(found),
+            Err(error) => Err(error),
+        }
     }
 
     /// Nothing where the mirror holds single commits, and those are not enough.
     fn use_existing(
         &self,
+        place: &Place,
         folder: &Path,
         address: &Address,
         wanted: &Wanted,
@@ -133,6 +146,7 @@ impl Mirrors<'_> {
             }));
         }
         self.say_fetching(address);
+        place.remove_left_overs()?;
         if shallow {
             let found = match wanted {
                 Wanted::Commit(id) => self.fetch_alone(&repository, address, *id)?,
@@ -144,40 +158,38 @@ impl Mirrors<'_> {
         self.find(repository, address, wanted, false).map(Some)
     }
 
-    /// Makes the mirror beside its place and moves it there when it is whole; one that is there
-    /// goes only then.
+    /// Makes the mirror under another name, and the one to be used when it is whole.
     fn make(
         &self,
-        folder: &Path,
+        place: &Place,
         address: &Address,
         wanted: &Wanted,
         history: History,
     ) -> Result<Found, SourceError> {
         self.say_fetching(address);
-        let parent = folder.parent().unwrap_or(&self.scratch);
-        let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        let prefix = format!(".{name}.");
-        remove_left_overs(parent, &prefix)?;
+        place.remove_left_overs()?;
+        let work_dir = self.scratch.parent().unwrap_or(&self.scratch);
         if let (Wanted::Commit(id), History::NotNeeded) = (wanted, history)
             && address.transport != Transport::Local
         {
-            let building = self.begin(parent, &prefix)?;
+            let building = self.begin(place)?;
             let repository = open(building.path())?;
             if self.fetch_alone(&repository, address, *id)?.is_some() {
                 drop(repository);
-                let repository = move_to(building, folder)?;
+                let repository = place.put(building, work_dir)?;
                 return Ok(Found::fetched(repository, *id, true));
             }
         }
-        let building = self.begin(parent, &prefix)?;
+        let building = self.begin(place)?;
         self.update(&open(building.path())?, address)?;
-        let repository = move_to(building, folder)?;
+        let repository = place.put(building, work_dir)?;
         self.find(repository, address, wanted, true)
     }
 
-    fn begin(&self, parent: &Path, prefix: &str) -> Result<TempDir, SourceError> {
+    fn begin(&self, place: &Place) -> Result<TempDir, SourceError> {
+        let parent = &place.parent;
         let building = tempfile::Builder::new()
-            .prefix(prefix)
+            .prefix(&place.unfinished())
             .tempdir_in(parent)
             .map_err(SourceError::io("creating a folder in", parent))?;
         let mut options = RepositoryInitOptions::new();
@@ -218,7 +230,12 @@ impl Mirrors<'_> {
     }
 
     fn say_fetching(&self, address: &Address) {
-        self.console.say(format!("Fetching {}", address.shown()));
+        match (self.network.is_offline(), address.transport) {
+            (false, _) => self.console.say(format!("Fetching {}", address.shown())),
+            (true, Transport::Local) => self.console.say(format!("Reading {}", address.shown())),
+            // It is not there, which the error says.
+            (true, _) => {}
+        }
     }
 
     /// Brings branches and tags up to what the remote has: moved ones move, deleted ones go.
@@ -305,16 +322,26 @@ impl Mirrors<'_> {
                     .console
                     .say("The cache is still in use; fetching without it"),
                 // Another user's folder, a disk that takes no locks or is read-only: no reason not to run.
-                Err(error) => self.console.say(format!(
-                    "The repository cache cannot be used ({error}); fetching without it"
-                )),
+                Err(error) => self.say_unusable(&error),
             }
         }
+        self.private(address)
+    }
+
+    fn say_unusable(&self, error: &SourceError) {
+        self.console.say(format!(
+            "The repository cache cannot be used ({error}); fetching without it"
+        ));
+    }
+
+    /// A place that is this run's alone.
+    fn private(&self, address: &Address) -> Result<Place, SourceError> {
         let scratch = &self.scratch;
         fs::create_dir_all(scratch).map_err(SourceError::io("creating", scratch))?;
         Ok(Place {
-            folder: scratch.join(format!("{name}.git")),
-            _lock: None,
+            parent: scratch.clone(),
+            name: mirror_name(address),
+            lock: None,
         })
     }
 
@@ -335,12 +362,15 @@ impl Mirrors<'_> {
             .truncate(false)
             .open(&path)
             .map_err(SourceError::io("opening the lock", &path))?;
+        // For who removes what nobody uses.
+        let _ = file.set_modified(std::time::SystemTime::now());
         let locked = self
             .wait_for(&file, address)
             .map_err(SourceError::io("locking", &path))?;
         Ok(locked.then(|| Place {
-            folder: cache.join(format!("{name}.git")),
-            _lock: Some(file),
+            parent: cache.to_owned(),
+            name: name.to_owned(),
+            lock: Some(file),
         }))
     }
 
@@ -396,142 +426,14 @@ impl Found {
             found_by: self.found_by,
             fetched: self.fetched,
             new: self.new,
-            place,
+            _place: place,
         }
     }
 }
 
 impl Mirror {
-    /// Removes the mirror, so that the next use makes it anew.
+    /// The next use makes the mirror anew.
     pub(super) fn discard(self) -> Result<(), SourceError> {
-        let Mirror {
-            repository, place, ..
-        } = self;
-        drop(repository);
-        remove(&place.folder)
-    }
-}
-
-fn open(folder: &Path) -> Result<Repository, SourceError> {
-    Repository::open_bare(folder).map_err(SourceError::git("opening the new mirror"))
-}
-
-/// What a mirror is configured with. Both libgit2 and git believe a repository's own configuration
-/// (addresses that stand for others, programs to run), and others may be able to write to the cache.
-const CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n";
-
-fn reset_config(folder: &Path) -> Result<(), SourceError> {
-    let path = folder.join("config");
-    match fs::read(&path) {
-        Ok(text) if text == CONFIG.as_bytes() => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        _ => {
-            let new = folder.join("config.new");
-            fs::write(&new, CONFIG)
-                .and_then(|()| fs::rename(&new, &path))
-                .map_err(SourceError::io("resetting", &path))
-        }
-    }
-}
-
-/// Puts what was built in its place.
-fn move_to(building: TempDir, folder: &Path) -> Result<Repository, SourceError> {
-    remove(folder)?;
-    fs::rename(building.path(), folder).map_err(SourceError::io("creating", folder))?;
-    // Nothing is left at the temporary name.
-    let _ = building.keep();
-    open(folder)
-}
-
-/// `<name>.<hash of the address without credentials>`: the same repository for every user of
-/// this cache, and never a secret in a file name.
-fn mirror_name(address: &Address) -> String {
-    let digest = Sha256::digest(address.text().trim_end_matches('/'));
-    let hash: String = digest
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let name = address.name();
-    format!("{}.{hash}", name.strip_suffix(".git").unwrap_or(&name))
-}
-
-/// Whether each pack ends as its index says: a pack that was cut off (a full disk, a crash of
-/// the machine) would otherwise only look as if commits were missing.
-fn packs_are_whole(mirror: &Path) -> io::Result<bool> {
-    const CHECKSUM: i64 = 20;
-    let read_before_end = |path: &Path, distance: i64| -> io::Result<[u8; CHECKSUM as usize]> {
-        let mut bytes = [0; CHECKSUM as usize];
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::End(-distance))?;
-        file.read_exact(&mut bytes)?;
-        Ok(bytes)
-    };
-    for entry in fs::read_dir(mirror.join("objects/pack"))? {
-        let index = entry?.path();
-        if index.extension().is_some_and(|kind| kind == "idx") {
-            // An index ends with the pack's checksum and its own.
-            let stated = read_before_end(&index, 2 * CHECKSUM)?;
-            if read_before_end(&index.with_extension("pack"), CHECKSUM)? != stated {
-                return Ok(false);
-            }
-        }
-    }
-    Ok(true)
-}
-
-fn remove(folder: &Path) -> Result<(), SourceError> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(SourceError::io("removing", folder)),
-    }
-}
-
-/// Half-made mirrors of this address, left by processes that were killed.
-fn remove_left_overs(parent: &Path, prefix: &str) -> Result<(), SourceError> {
-    let entries = fs::read_dir(parent).map_err(SourceError::io("reading", parent))?;
-    for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(prefix) {
-            remove(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Lock files and half-received packs. Best effort: one that stays only shows up again as the
-/// fetch's own error.
-fn remove_stale_files(mirror: &Path) {
-    fn sweep(folder: &Path, depth: usize, stale: &dyn Fn(&str) -> bool) {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            if is_folder && depth > 0 {
-                sweep(&path, depth - 1, stale);
-            } else if !is_folder && stale(&entry.file_name().to_string_lossy()) {
-                let _ = fs::remove_file(&path);
-            }
-        }
-    }
-    sweep(mirror, 0, &|name| name.ends_with(".lock"));
-    sweep(&mirror.join("refs"), 32, &|name| name.ends_with(".lock"));
-    sweep(&mirror.join("objects/pack"), 0, &|name| {
-        name.starts_with("pack_git2_") || name.ends_with(".lock")
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mirrors_name_does_not_depend_on_credentials() {
-        let name = |url| mirror_name(&Address::parse(url));
-        assert_eq!(
-            name("https://h/a/b.git"),
-            name("https://u:secret@h/a/b.git/")
-        );
-        assert_ne!(name("https://h/a/b.git"), name("https://h/c/b.git"));
-        assert!(name("https://h/a/b.git").starts_with("b."));
-        assert_eq!(name("https://h/a/b.git").len(), "b.".len() + 32);
+        discard(self.repository.path())
     }
 }

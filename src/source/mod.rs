@@ -12,12 +12,15 @@ mod diff_names;
 mod entry_point;
 mod error;
 mod files;
+mod filters;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod git_program;
 mod hunks;
+pub mod kept;
 mod lfs;
 mod mirror;
+mod mirror_folder;
 mod nearest;
 mod netrc;
 mod network;
@@ -40,14 +43,15 @@ use tokio_util::sync::CancellationToken;
 
 use self::checkout::check_out;
 use self::error::did_you_mean;
+use self::filters::Conversion;
 use self::mirror::Mirrors;
 use self::nearest::nearest;
 use self::network::Network;
 use self::revision::Wanted;
-use self::standalone::{Changes, ScriptFile};
+use self::standalone::{Changes, InRepository, ScriptFile};
 use self::url::Address;
 use crate::config::Variables;
-use crate::console::Console;
+use crate::console::{Console, counted};
 use crate::task::Script;
 
 pub use self::credentials::{ExtraCredential, GitCredentials, PasswordKind};
@@ -66,8 +70,7 @@ pub struct Request {
     pub work_dir: PathBuf,
     /// Where mirrors of repositories are kept between runs; `None`: nowhere.
     pub cache: Option<PathBuf>,
-    /// `agent.vcs_cache.clone_on_pull_fail`: a mirror that cannot be brought up to date for whatever
-    /// reason is made anew.
+    /// `agent.vcs_cache.clone_on_pull_fail`: a mirror that cannot be brought up to date is made anew.
     pub clone_on_pull_fail: bool,
     /// A commit that is asked for by its id may be fetched without its history.
     pub shallow: bool,
@@ -200,7 +203,7 @@ fn get(
     stop: &CancellationToken,
 ) -> Result<Sources, SourceError> {
     let script = &request.script;
-    let changes = Changes::of(&script.diff);
+    let mut changes = Changes::of(&script.diff);
     let (entry_point, working_dir) = request.entry_point();
     if script.repository.trim().is_empty() {
         return match changes {
@@ -212,6 +215,21 @@ fn get(
     let address = Address::parse(&script.repository);
     if changes == Changes::TooLarge {
         return Err(SourceError::DiffTooLarge);
+    }
+    if changes == Changes::Script {
+        match InRepository::of(script) {
+            InRepository::Script => {}
+            InRepository::Remarks => {
+                console.say("The task's uncommitted changes are remarks alone: nothing is changed");
+                changes = Changes::None;
+            }
+            InRepository::Neither { first_line } => {
+                return Err(SourceError::NotChanges {
+                    url: address.shown(),
+                    first_line,
+                });
+            }
+        }
     }
     if entry_point.is_empty() && changes != Changes::Script {
         return Err(SourceError::NoEntryPoint {
@@ -231,8 +249,8 @@ fn get(
     };
     let staged = request.staged.as_deref();
     let staged = staged.and_then(|venvs_dir| staged::find(venvs_dir, &address.name()));
-    let commit = match staged {
-        Some(checkout) => staged::copy(&checkout, &root, console)?,
+    let commit = match &staged {
+        Some(checkout) => staged::copy(checkout, &root, console)?,
         None => {
             let checked_out = check_out(&mirrors, &address, &Wanted::by(script), &root)?;
             let found_by = checked_out
@@ -252,8 +270,16 @@ fn get(
         }
     };
     if changes == Changes::Patch {
-        let commit = commit.as_deref().unwrap_or("of the folder");
-        apply_changes(&root, &script.diff, commit, console)?;
+        let repository = git2::Repository::open(&root).ok();
+        // Files of a copied folder are not as any commit has them.
+        let committed = repository.as_ref().filter(|_| staged.is_none());
+        let checkout = Checkout {
+            root: &root,
+            commit: commit.as_deref().unwrap_or("of the folder"),
+            conversion: committed.and_then(|found| Conversion::of(&mirrors.network, found)),
+            repository: repository.as_ref(),
+        };
+        apply_changes(&checkout, &script.diff, console)?;
     }
     let mut sources = Sources {
         working_dir: find_working_dir(&root, &working_dir)?,
@@ -265,10 +291,14 @@ fn get(
     if changes == Changes::Script {
         let has_folder = |folder: &str| is_folder_of(&sources.root, &sources.working_dir, folder);
         let file = ScriptFile::of(script, &sources.entry_point, &working_dir, &has_folder);
-        file.write(&sources.working_dir, &script.diff)?;
+        let replaced = file.write(&sources.working_dir, &script.diff)?;
         console.say(format!(
-            "Script {} written as it is recorded in the task",
-            file.name
+            "Script {} written as it is recorded in the task{}",
+            file.name,
+            match replaced {
+                true => ", in place of the repository's",
+                false => "",
+            }
         ));
         sources.entry_point = file.entry_point;
     }
@@ -352,26 +382,31 @@ fn is_folder_of(root: &Path, working_dir: &Path, folder: &str) -> bool {
     }
 }
 
+/// A work tree that is to be changed.
+struct Checkout<'c> {
+    root: &'c Path,
+    commit: &'c str,
+    repository: Option<&'c git2::Repository>,
+    conversion: Option<Conversion<'c>>,
+}
+
 fn apply_changes(
-    root: &Path,
+    checkout: &Checkout<'_>,
     text: &str,
-    commit: &str,
     console: &Console,
 ) -> Result<(), SourceError> {
     let patches = diff::parse(text)?;
-    let repository = git2::Repository::open(root).ok();
     let blobs = |id: &str| -> Option<Vec<u8>> {
-        let object = repository.as_ref()?.revparse_single(id).ok()?;
+        let object = checkout.repository?.revparse_single(id).ok()?;
         Some(object.as_blob()?.content().to_vec())
     };
-    let applied = apply::apply(root, &patches, &blobs).map_err(|cause| SourceError::Diff {
-        commit: commit.to_string(),
+    let conversion = checkout.conversion.as_ref();
+    let applied = apply::apply(checkout.root, &patches, &blobs, conversion);
+    let applied = applied.map_err(|cause| SourceError::Diff {
+        commit: checkout.commit.to_owned(),
         cause,
     })?;
-    let files = match applied.files {
-        1 => "1 file".to_owned(),
-        count => format!("{count} files"),
-    };
+    let files = counted(applied.files as u64, "file");
     console.say(match applied.already {
         true => format!("Uncommitted changes ({files}) are in the checkout already"),
         false => format!("Uncommitted changes applied ({files})"),

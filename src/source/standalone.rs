@@ -35,6 +35,7 @@ impl Changes {
         } else if first.starts_with(TOO_LARGE) {
             Changes::TooLarge
         } else if first.starts_with("diff ")
+            || (is_letter_head(first) && has_changes_below(&text))
             || (first.starts_with("--- ") && second.starts_with("+++ "))
             || (first.starts_with("submodule ") && is_submodule_header(first, second))
         {
@@ -51,6 +52,98 @@ fn is_submodule_header(first: &str, second: &str) -> bool {
         || first.ends_with(" contains modified content")
         || first.ends_with(" contains untracked content")
         || first.contains("..")
+}
+
+/// `git format-patch` and `git show` write a letter above the changes, svn a line of its own.
+fn is_letter_head(first: &str) -> bool {
+    let mut words = first.split_whitespace();
+    let id = |word: &str| word.len() >= 7 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    match words.next() {
+        Some("from" | "commit") => words.next().is_some_and(id),
+        Some("index:") => true,
+        _ => false,
+    }
+}
+
+fn has_changes_below(text: &str) -> bool {
+    let mut below = text.lines().zip(text.lines().skip(1));
+    below.any(|(line, next)| {
+        next.starts_with("diff --git ") || (line.starts_with("--- ") && next.starts_with("+++ "))
+    })
+}
+
+/// What a text can be that is no diff, in a task whose code is a repository's.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum InRepository {
+    /// The entry script (the SDK records notebooks so): it takes the place of the repository's.
+    Script,
+    /// Comments alone, as somebody leaves them who cleared the changes.
+    Remarks,
+    Neither {
+        first_line: String,
+    },
+}
+
+impl InRepository {
+    pub(super) fn of(script: &Script) -> InRepository {
+        let text = script.diff.as_str();
+        let lines = || text.lines().map(str::trim_end);
+        let is_code = |line: &&str| !line.is_empty() && !line.trim_start().starts_with('#');
+        let Some(first) = lines().find(is_code) else {
+            return match lines().any(|line| line.starts_with("#!")) {
+                true => InRepository::Script,
+                false => InRepository::Remarks,
+            };
+        };
+        let part_of_a_diff = ["@@ -", "--- ", "+++ ", "<<<<<<<", "index "];
+        let can_be = !part_of_a_diff.iter().any(|begin| first.starts_with(begin))
+            && (is_shell(script) || (can_begin_python(first) && does_something(text)));
+        match can_be {
+            true => InRepository::Script,
+            false => InRepository::Neither {
+                first_line: first.chars().take(80).collect(),
+            },
+        }
+    }
+}
+
+/// Whether Python reads this as the first line of code: two plain words in a row it does not.
+fn can_begin_python(line: &str) -> bool {
+    const BEFORE: [&str; 24] = [
+        "import", "from", "def", "class", "if", "for", "while", "with", "async", "await", "assert",
+        "raise", "return", "yield", "del", "global", "nonlocal", "lambda", "not", "match", "case",
+        "type", "print", "exec",
+    ];
+    const BETWEEN: [&str; 7] = ["is", "in", "and", "or", "not", "if", "for"];
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let line = line.trim_start();
+    let mut words = line.split_whitespace();
+    let first = words.next().unwrap_or_default();
+    // Of the second word only its beginning: `import os,sys`.
+    let second = words.next().unwrap_or_default();
+    let second = second.split(|c| !is_name(c)).next().unwrap_or_default();
+    !line.starts_with('<')
+        && (!first.chars().all(is_name)
+            || second.is_empty()
+            || BEFORE.contains(&first)
+            || BETWEEN.contains(&second))
+}
+
+/// A Python program with no call, no assignment and no import does nothing that anybody records.
+fn does_something(text: &str) -> bool {
+    const STATEMENTS: [&str; 5] = ["import", "from", "raise", "assert", "print"];
+    text.lines().any(|line| {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        // A notebook in JSON is converted.
+        line.contains(['(', '=']) || first.starts_with('{') || STATEMENTS.contains(&first)
+    })
+}
+
+fn is_shell(script: &Script) -> bool {
+    matches!(
+        script.binary.rsplit('/').next().unwrap_or_default().trim(),
+        "bash" | "zsh" | "sh"
+    )
 }
 
 /// The name of the file for a script's text, and the entry point that runs it.
@@ -70,11 +163,11 @@ impl ScriptFile {
         working_dir: &str,
         has_folder: &dyn Fn(&str) -> bool,
     ) -> ScriptFile {
-        let shell = matches!(
-            script.binary.rsplit('/').next().unwrap_or_default().trim(),
-            "bash" | "zsh" | "sh"
-        );
-        let untitled = if shell { "untitled.sh" } else { "untitled.py" };
+        let untitled = if is_shell(script) {
+            "untitled.sh"
+        } else {
+            "untitled.py"
+        };
         let base = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
         if entry_point.is_empty() {
             let name = untitled.to_owned();
@@ -125,13 +218,16 @@ impl ScriptFile {
         }
     }
 
-    pub(super) fn write(&self, folder: &Path, text: &str) -> Result<(), SourceError> {
+    /// Whether it takes the place of another text.
+    pub(super) fn write(&self, folder: &Path, text: &str) -> Result<bool, SourceError> {
         let path = folder.join(&self.name);
+        let replaces = fs::read(&path).is_ok_and(|earlier| earlier != text.as_bytes());
         // A link in a repository could lead anywhere.
         if fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_symlink()) {
             fs::remove_file(&path).map_err(SourceError::io("replacing", &path))?;
         }
-        fs::write(&path, text).map_err(SourceError::io("writing", &path))
+        fs::write(&path, text).map_err(SourceError::io("writing", &path))?;
+        Ok(replaces)
     }
 }
 
@@ -175,8 +271,71 @@ mod tests {
             ("difference = 1\n", Changes::Script),
             ("# only a remark\n", Changes::Script),
             ("submodule = 1\nprint(submodule)", Changes::Script),
+            (
+                "From 0123456789abcdef0123456789abcdef01234567 Mon Sep 17 00:00:00 2001\n\
+                 Subject: x\n\ndiff --git a/x b/x\n",
+                Changes::Patch,
+            ),
+            (
+                "commit 0123456\nAuthor: a\n\ndiff --git a/x b/x\n",
+                Changes::Patch,
+            ),
+            (
+                "Index: x\n======\n--- x\t(revision 1)\n+++ x\n",
+                Changes::Patch,
+            ),
+            ("from os import path\n", Changes::Script),
+            ("garbage", Changes::Script),
         ] {
             assert_eq!(Changes::of(diff), kind, "{diff:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_diff_is_a_script_remarks_or_neither() {
+        let of = |diff: &str, binary: &str| {
+            let script = Script {
+                diff: diff.into(),
+                binary: binary.into(),
+                ..Script::default()
+            };
+            match InRepository::of(&script) {
+                InRepository::Script => "script",
+                InRepository::Remarks => "remarks",
+                InRepository::Neither { .. } => "neither",
+            }
+        };
+        for (diff, expected) in [
+            ("import os\n", "script"),
+            (
+                "# coding: utf-8\n\n\"\"\"Some words.\"\"\"\nprint(1)\n",
+                "script",
+            ),
+            ("from clearml import Task\nTask.init()\n", "script"),
+            ("x = 1\n", "script"),
+            ("async def main(): pass\nmain()", "script"),
+            ("import os,sys\n", "script"),
+            ("%matplotlib inline\nx = 1", "script"),
+            ("'''text'''\nraise SystemExit", "script"),
+            ("{\"cells\": [{\"source\": \"print(1)\"}]}", "script"),
+            ("{\n \"cells\": []\n}", "script"),
+            ("# cleared\n\n", "remarks"),
+            ("garbage", "neither"),
+            ("this is garbage", "neither"),
+            ("Please see the wiki (page 3)\n", "neither"),
+            ("<html>\n<body class=\"x\">", "neither"),
+            ("@@ -1 +1 @@\n-a\n+b = 1\n", "neither"),
+            ("+++ b/train.py\n@@ -1 +1 @@\n+f(x)\n", "neither"),
+        ] {
+            assert_eq!(of(diff, "python3.11"), expected, "{diff:?}");
+        }
+        for (diff, expected) in [
+            ("make all\n", "script"),
+            ("#!/bin/sh\n", "script"),
+            ("# nothing\n", "remarks"),
+            ("@@ -1 +1 @@\n", "neither"),
+        ] {
+            assert_eq!(of(diff, "/bin/bash"), expected, "{diff:?}");
         }
     }
 

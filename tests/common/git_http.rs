@@ -330,6 +330,10 @@ impl TestRepo {
     pub fn commit(&self, message: &str) -> String {
         self.git(&["add", "--all"]);
         self.git(&["commit", "--quiet", "--allow-empty", "-m", message]);
+        self.commit_id()
+    }
+
+    pub fn commit_id(&self) -> String {
         self.git(&["rev-parse", "HEAD"]).trim().to_owned()
     }
 }

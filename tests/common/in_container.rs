@@ -3,7 +3,9 @@
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::common::{Running, World, shared_cache};
+use serde_json::Value;
+
+use crate::common::{Ended, Running, World, script, shared_cache};
 use crate::docker::{self, docker};
 
 /// Debian with Python 3, nothing else. Made once per machine, by debootstrap, and kept.
@@ -74,13 +76,19 @@ pub fn world() -> World {
     world_with("")
 }
 
+/// uv is fetched once for all tests.
+pub fn share_uv(world: &World) {
+    let uv = shared_cache().join("uv");
+    std::fs::create_dir_all(&uv).unwrap();
+    std::fs::create_dir_all(world.path(".clearml")).unwrap();
+    std::os::unix::fs::symlink(&uv, world.path(".clearml/uv")).unwrap();
+}
+
 /// The same with more of `clearml.conf`.
 pub fn world_with(more: &str) -> World {
     let mut world = World::new();
     let cache = shared_cache();
-    std::fs::create_dir_all(cache.join("uv")).unwrap();
-    std::fs::create_dir_all(world.path(".clearml")).unwrap();
-    std::os::unix::fs::symlink(cache.join("uv"), world.path(".clearml/uv")).unwrap();
+    share_uv(&world);
     let mut arguments = vec![
         "--network=host".to_owned(),
         format!("--label={}", docker::label()),
@@ -132,4 +140,32 @@ pub fn start(world: &World, task: &str, more: &[&str], line: &str) -> Running {
     let mut running = world.start_execute(task, &words);
     running.line_with(line);
     running
+}
+
+/// Runs a task with `--docker IMAGE` and expects it to fail so.
+pub fn refused(world: &World, image: &str, code: i32, reason: &str) -> Ended {
+    let id = world.api.create("refused", script("print('never')\n"));
+    let result = world.path("result.json");
+    let words = ["--docker", image, "--result", result.to_str().unwrap()];
+    let ended = world.execute(&id, &words).exits(code);
+    let result: Value = serde_json::from_slice(&std::fs::read(result).unwrap()).unwrap();
+    assert_eq!(result["reason"], reason, "{}", ended.stdout);
+    assert_eq!(result["status"], "failed");
+    assert_eq!(world.api.status(&id), "failed");
+    assert!(!ended.stdout.contains("never"), "{}", ended.stdout);
+    assert!(containers_of(&id).is_empty());
+    ended
+}
+
+/// Refuses `--docker IMAGE` before the task is touched.
+pub fn refused_before(world: &World, image: &str, code: i32, reason: &str) -> Ended {
+    let id = world.api.create("untouched", script("print('never')\n"));
+    let result = world.path("result.json");
+    let words = ["--docker", image, "--result", result.to_str().unwrap()];
+    let ended = world.execute(&id, &words).exits(code);
+    let result: Value = serde_json::from_slice(&std::fs::read(result).unwrap()).unwrap();
+    assert_eq!(result["reason"], reason, "{}", ended.stdout);
+    assert_eq!(result["status"], Value::Null);
+    assert_eq!(world.api.status(&id), "created");
+    ended
 }

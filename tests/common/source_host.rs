@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 /// A machine with a repository cache, on which runs get their code.
 pub struct Host {
     pub folder: TempDir,
+    /// Where the cache is, if not in `folder`.
+    pub kept_in: Option<PathBuf>,
     pub said: Arc<Mutex<Vec<String>>>,
     pub clone_on_pull_fail: bool,
     pub shallow: bool,
@@ -31,6 +33,7 @@ impl Host {
     pub fn new() -> Host {
         Host {
             folder: TempDir::new().unwrap(),
+            kept_in: None,
             said: Arc::default(),
             clone_on_pull_fail: false,
             shallow: true,
@@ -49,7 +52,8 @@ impl Host {
     }
 
     pub fn cache(&self) -> PathBuf {
-        self.folder.path().join("cache")
+        let kept_in = self.kept_in.clone();
+        kept_in.unwrap_or_else(|| self.folder.path().join("cache"))
     }
 
     /// The one mirror in the cache.

@@ -177,10 +177,10 @@ fn first_network(flags: &Network) -> Result<(String, NetworkingConfig), RunArgsE
     Ok((name, networking))
 }
 
-type Bindings = HashMap<String, Option<Vec<PortBinding>>>;
+pub(super) type Bindings = HashMap<String, Option<Vec<PortBinding>>>;
 
 /// The ports that are exposed, and where those that are published are bound.
-fn ports(flags: &Network) -> Result<(Vec<String>, Bindings), RunArgsError> {
+pub(super) fn ports(flags: &Network) -> Result<(Vec<String>, Bindings), RunArgsError> {
     /// All ports of all protocols.
     const MOST: u32 = 3 << 16;
     let count = flags.publish.iter().map(|publication| publication.count());

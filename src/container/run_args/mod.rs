@@ -27,6 +27,7 @@ use clap::Parser as _;
 use clap::error::{ContextKind, ContextValue};
 
 pub use error::{ApiVersion, RunArgsError};
+pub use ports::Publication;
 pub use words::{Word, flags, is_named, split, without};
 
 use flags::Flags;
@@ -108,6 +109,29 @@ impl RunArgs {
             Some((flag, needs)) => Err(RunArgsError::OldEngine { flag, needs, has }),
             None => Ok(()),
         }
+    }
+
+    /// `--publish`
+    pub fn published(&self) -> &[Publication] {
+        &self.flags.network.publish
+    }
+
+    /// Binds the published ports of `body`, which these arguments made, elsewhere.
+    pub fn publish_as(
+        &mut self,
+        publications: Vec<Publication>,
+        body: &mut ContainerCreateBody,
+    ) -> Result<(), RunArgsError> {
+        self.flags.network.publish = publications;
+        let (_, bindings) = create::ports(&self.flags.network)?;
+        body.host_config.get_or_insert_default().port_bindings = Some(bindings);
+        Ok(())
+    }
+
+    /// `--network host`: the container's ports are the machine's, and none is published.
+    pub fn has_network_of_host(&self) -> bool {
+        let networks = networks::all(&self.flags.network).unwrap_or_default();
+        networks.first().is_some_and(|(name, _)| name == "host")
     }
 
     /// `--name`

@@ -9,7 +9,7 @@ pub(super) type Port = String;
 
 /// `--publish`: ports of the container with where they are bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Publication {
+pub struct Publication {
     ip: String,
     /// Ports of the host, the first and the last; any free ones where there are none.
     outside: Option<(u32, u32)>,
@@ -30,8 +30,35 @@ impl Publication {
         self.inside.1 - self.inside.0 + 1
     }
 
+    /// The address of the host; all of them where it is empty.
+    pub fn ip(&self) -> &str {
+        &self.ip
+    }
+
+    pub fn is_tcp(&self) -> bool {
+        self.protocol == "tcp"
+    }
+
+    /// Ports of the host, the first and the last; `None`: any free ones.
+    pub fn outside(&self) -> Option<(u32, u32)> {
+        self.outside
+    }
+
+    pub fn set_outside(&mut self, ports: (u32, u32)) {
+        self.outside = Some(ports);
+    }
+
+    /// `HOST:CONTAINER`, each a port or a range.
+    pub fn mapping(&self) -> String {
+        let inside = shown(self.inside);
+        match self.outside {
+            Some(outside) => format!("{}:{inside}", shown(outside)),
+            None => inside,
+        }
+    }
+
     /// Each port of the container with where it is bound.
-    pub fn bindings(&self) -> impl Iterator<Item = (Port, PortBinding)> {
+    pub(super) fn bindings(&self) -> impl Iterator<Item = (Port, PortBinding)> {
         (0..self.count()).map(|i| {
             let host_port = match self.outside {
                 None => String::new(),
@@ -47,6 +74,32 @@ impl Publication {
             };
             (format!("{}/{}", self.inside.0 + i, self.protocol), binding)
         })
+    }
+}
+
+fn shown((first, last): (u32, u32)) -> String {
+    match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    }
+}
+
+/// As `-p` has it.
+impl std::fmt::Display for Publication {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.ip.is_empty(), self.ip.contains(':')) {
+            (true, _) => {}
+            (false, false) => write!(f, "{}:", self.ip)?,
+            (false, true) => write!(f, "[{}]:", self.ip)?,
+        }
+        if !self.ip.is_empty() && self.outside.is_none() {
+            f.write_str(":")?;
+        }
+        f.write_str(&self.mapping())?;
+        match self.is_tcp() {
+            true => Ok(()),
+            false => write!(f, "/{}", self.protocol),
+        }
     }
 }
 

@@ -82,7 +82,11 @@ impl Entry {
     }
 
     pub fn files(&self) -> io::Result<Tree> {
-        let text = fs::read_to_string(self.folder.join("files"))?;
+        let path = self.folder.join("files");
+        if !fs::symlink_metadata(&path)?.is_file() {
+            return Err(io::Error::other("its list of files is none"));
+        }
+        let text = fs::read_to_string(path)?;
         Tree::parse(&text).ok_or_else(|| io::Error::other("its list of files is damaged"))
     }
 
@@ -156,6 +160,14 @@ impl Store {
         &self.root
     }
 
+    /// Whether there is a folder, and no link that leads elsewhere.
+    pub fn exists(&self) -> bool {
+        let requests = self.root.join("requests");
+        [self.settings.path.as_path(), &self.root, &requests]
+            .into_iter()
+            .all(is_folder)
+    }
+
     /// All that is kept, the last used first.
     pub fn entries(&self) -> Vec<Entry> {
         let Ok(folder) = fs::read_dir(&self.root) else {
@@ -175,9 +187,18 @@ impl Store {
         }
         let folder = self.root.join(key);
         let path = folder.join("manifest.json");
-        let manifest = fs::read(&path).ok()?;
+        // A container may have written there: what it says leads nowhere else.
+        let is_plain = |name: &str| {
+            let found = fs::symlink_metadata(folder.join(name));
+            found.is_ok_and(|found| found.is_file())
+        };
+        if !is_folder(&folder) || !["manifest.json", "lock"].into_iter().all(is_plain) {
+            return None;
+        }
+        let manifest: Manifest = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+        (manifest.key == key).then_some(())?;
         Some(Entry {
-            manifest: serde_json::from_slice(&manifest).ok()?,
+            manifest,
             last_used: fs::metadata(&path).ok()?.modified().ok()?,
             folder,
         })
@@ -437,15 +458,13 @@ impl Store {
                 .strip_prefix(".build-")
                 .and_then(|n| n.split('-').next())
             {
-                let lock = File::options()
-                    .write(true)
-                    .open(self.root.join(format!("{key}.lock")));
+                let lock = open_lock(&self.root.join(format!("{key}.lock")));
                 let free = lock.is_ok_and(|lock| lock.try_lock().is_ok());
                 count += usize::from(free && discard(&entry.path()));
             } else if let Some(key) = name.strip_suffix(".lock") {
                 // A lock file that somebody may be waiting at stays.
                 let free = || {
-                    let lock = File::options().write(true).open(entry.path());
+                    let lock = open_lock(&entry.path());
                     lock.is_ok_and(|lock| {
                         lock.try_lock().is_ok() && fs::remove_file(entry.path()).is_ok()
                     })
@@ -455,7 +474,10 @@ impl Store {
             }
         }
         for entry in fs::read_dir(self.root.join("requests"))?.flatten() {
-            let text = fs::read(entry.path()).unwrap_or_default();
+            let text = match entry.file_type() {
+                Ok(kind) if kind.is_file() => fs::read(entry.path()).unwrap_or_default(),
+                _ => Vec::new(),
+            };
             let leads = serde_json::from_slice::<Request>(&text)
                 .is_ok_and(|request| self.root.join(request.environment).exists());
             count += usize::from(!leads && is_old(&entry.path()) && discard(&entry.path()));
@@ -464,8 +486,20 @@ impl Store {
     }
 }
 
+/// A pipe in its place would never be opened.
+fn open_lock(path: &Path) -> io::Result<File> {
+    match fs::symlink_metadata(path)?.is_file() {
+        true => File::options().write(true).open(path),
+        false => Err(io::Error::other("no plain file")),
+    }
+}
+
+fn is_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
+}
+
 fn discard(path: &Path) -> bool {
-    match path.is_dir() {
+    match is_folder(path) {
         true => remove(path).is_ok(),
         false => fs::remove_file(path).is_ok(),
     }

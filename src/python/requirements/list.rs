@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::normalise;
+use crate::python::Variables;
 
 /// One line of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +49,57 @@ impl List {
     pub fn names_an_extra_index(&self) -> bool {
         let extra = |l: &Line| matches!(l, Line::Setting(s) if s.starts_with("--extra-index-url"));
         self.lines.iter().any(extra)
+    }
+
+    /// A setting that uv has nothing for.
+    pub fn only_for_pip(&self) -> Option<&str> {
+        self.lines.iter().find_map(|line| match line {
+            Line::Setting(setting) if setting == "--prefer-binary" => Some(setting.as_str()),
+            _ => None,
+        })
+    }
+
+    /// What uv does not take from a file (or lets its variables overrule), as pip means it.
+    pub fn variables_for_uv(&self, env: &Variables) -> Variables {
+        let mut told = Variables::new();
+        for line in &self.lines {
+            let Line::Setting(setting) = line else {
+                continue;
+            };
+            match setting.split_once(' ').unwrap_or((setting, "")) {
+                ("--index-url", url) => {
+                    told.insert("UV_DEFAULT_INDEX".into(), url.to_owned());
+                    if env.contains_key("UV_INDEX_URL") {
+                        told.insert("UV_INDEX_URL".into(), url.to_owned());
+                    }
+                }
+                ("--pre", _) => {
+                    told.insert("UV_PRERELEASE".into(), "allow".into());
+                }
+                ("--trusted-host", host) => {
+                    let hosts = told.entry("UV_INSECURE_HOST".into()).or_insert_with(|| {
+                        let named = env.get("UV_INSECURE_HOST");
+                        named.cloned().unwrap_or_default()
+                    });
+                    *hosts = format!("{hosts} {host}").trim().to_owned();
+                }
+                _ => {}
+            }
+        }
+        told
+    }
+
+    /// Each package for itself, with all settings.
+    pub fn one_by_one(&self) -> Vec<List> {
+        let is_setting = |line: &&Line| matches!(line, Line::Setting(_));
+        let settings: Vec<Line> = self.lines.iter().filter(is_setting).cloned().collect();
+        let packages = self.lines.iter().filter(|line| !is_setting(line));
+        packages
+            .map(|line| List {
+                lines: settings.iter().chain([line]).cloned().collect(),
+                notes: Vec::new(),
+            })
+            .collect()
     }
 
     /// The text of a requirements file.

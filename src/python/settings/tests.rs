@@ -23,65 +23,72 @@ fn nothing_configured_means_uv_with_pips_answers() {
 fn who_installs_the_packages() {
     let manager = "agent.package_manager.type";
     let replace = "agent.package_manager.uv_replace_pip";
-    for (config, env, installer, kind, unsupported) in [
-        (
-            json!({manager: "pip"}),
-            None,
-            Installer::Uv,
-            Manager::Pip,
-            None,
-        ),
+    for (config, env, installer, kind) in [
+        (json!({manager: "pip"}), None, Installer::Uv, Manager::Pip),
         (
             json!({manager: "pip", replace: false}),
             None,
             Installer::Pip,
             Manager::Pip,
-            None,
         ),
-        (
-            json!({replace: "no"}),
-            None,
-            Installer::Pip,
-            Manager::Pip,
-            None,
-        ),
+        (json!({replace: "no"}), None, Installer::Pip, Manager::Pip),
         (
             json!({manager: "uv", replace: false}),
             None,
             Installer::Uv,
             Manager::Uv,
-            None,
         ),
         (
             json!({manager: "pip"}),
             Some("CLEARML_AGENT_FORCE_UV"),
             Installer::Uv,
             Manager::Uv,
-            None,
         ),
         (
             json!({manager: "Conda"}),
             None,
             Installer::Uv,
-            Manager::Pip,
-            Some("conda"),
+            Manager::Conda,
         ),
         (
             json!({}),
             Some("CLEARML_AGENT_FORCE_POETRY"),
             Installer::Uv,
             Manager::Poetry,
-            None,
         ),
     ] {
         let env: Vec<_> = env.iter().map(|name| (*name, "1")).collect();
         let settings = read(config.clone(), &env).unwrap();
         assert_eq!(settings.installer, installer, "{config}");
         assert_eq!(settings.manager, kind, "{config}");
+    }
+}
+
+#[test]
+fn conda_and_its_environments() {
+    let key = |name: &str| format!("agent.package_manager.{name}");
+    let settings = read(json!({}), &[]).unwrap().conda;
+    assert_eq!(
+        settings.channels,
+        ["pytorch", "conda-forge", "nvidia", "defaults"]
+    );
+    let config = json!({
+        key("conda_channels"): ["ours"], key("conda_full_env_update"): true,
+        key("use_conda_base_env"): true, key("conda_env_as_base_docker"): true,
+    });
+    let settings = read(config.clone(), &[]).unwrap().conda;
+    assert_eq!(settings.channels, ["ours"]);
+    assert!(settings.full_env_update && settings.use_base_env && settings.as_base_docker);
+    for (variable, value, base, docker) in [
+        ("CLEARML_USE_CONDA_BASE_ENV", "0", false, true),
+        ("CLEARML_DOCKER_IMAGE", "python:3", true, false),
+        ("CLEARML_CONDA_ENV_PACKAGE", "/e.tar.gz", true, true),
+    ] {
+        let settings = read(config.clone(), &[(variable, value)]).unwrap().conda;
         assert_eq!(
-            settings.unsupported_manager.as_deref(),
-            unsupported,
-            "{config}"
+            (settings.use_base_env, settings.as_base_docker),
+            (base, docker),
+            "{variable}"
         );
     }
 }

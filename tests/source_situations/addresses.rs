@@ -1,0 +1,126 @@
+//! Addresses of every kind, and those where nothing is.
+
+use std::path::Path;
+
+use crate::source_host::script;
+use crate::{Commit, Refused, Situation, TRAIN, access, open, tip};
+
+pub const SITUATIONS: &[Situation] = &[
+    ("a path", |w, _| script(&w.up.url()), Commit(tip, TRAIN)),
+    (
+        "file://",
+        |w, _| script(&format!("file://{}", w.up.url())),
+        Commit(tip, TRAIN),
+    ),
+    ("http", |w, _| open(w), Commit(tip, TRAIN)),
+    (
+        "http without .git",
+        |w, _| script(&w.open.url("group/lib")),
+        Commit(tip, TRAIN),
+    ),
+    (
+        "http with a slash",
+        |w, _| script(&w.open.url("up/")),
+        Commit(tip, TRAIN),
+    ),
+    (
+        "git daemon",
+        |w, _| script(&w.daemon.url("up")),
+        Commit(tip, TRAIN),
+    ),
+    (
+        "ssh",
+        |w, _| script(&w.ssh.url(&w.up.folder)),
+        Commit(tip, TRAIN),
+    ),
+    (
+        "ssh, mixed form",
+        |w, _| {
+            let (user, host) = (&w.ssh.user, format!("[127.0.0.1:{}]", w.ssh.port));
+            script(&format!("{user}@{host}:{}", w.up.url()))
+        },
+        Commit(tip, TRAIN),
+    ),
+    (
+        "ssh forced",
+        |w, host| {
+            host.protocol.force_ssh = true;
+            host.protocol.ssh_port = Some(w.ssh.port);
+            host.protocol.ssh_user = Some(w.ssh.user.clone());
+            script(&format!("https://127.0.0.1{}", w.up.url()))
+        },
+        Commit(tip, TRAIN),
+    ),
+    (
+        "moved on the same host",
+        |w, host| {
+            access::login(host, "bob", access::PASSWORD);
+            script(&w.closed.url("here/up/.git"))
+        },
+        Commit(tip, TRAIN),
+    ),
+    (
+        "moved to an open server",
+        |w, host| {
+            access::login(host, "bob", access::PASSWORD);
+            script(&w.closed.url(&moved_to(&w.open.url("group/lib.git"))))
+        },
+        Commit(tip, TRAIN),
+    ),
+    (
+        "moved to another host that wants a login",
+        |w, host| {
+            access::login(host, "bob", access::PASSWORD);
+            script(&w.open.url(&moved_to(&w.closed.url("up/.git"))))
+        },
+        Refused(&["no access", "redirected"]),
+    ),
+    (
+        "no such path",
+        |_, _| script("/nope/x.git"),
+        Refused(&[
+            "/nope/x.git not found on this machine: there is no such folder",
+            "check the path",
+        ]),
+    ),
+    (
+        "a path to no repository",
+        |w, _| script(&w.root().join("group").display().to_string()),
+        Refused(&["group not found on this machine", "check the path"]),
+    ),
+    (
+        "no repository over http",
+        |w, _| script(&w.open.url("none.git")),
+        Refused(&["not found", "none.git"]),
+    ),
+    (
+        "no repository over ssh",
+        |w, _| script(&w.ssh.url(Path::new("/none.git"))),
+        Refused(&["not found", "none.git"]),
+    ),
+    (
+        "no repository at the daemon",
+        |w, _| script(&w.daemon.url("none.git")),
+        Refused(&["none.git"]),
+    ),
+    (
+        "no such host",
+        |_, _| script("https://no-such-host.invalid/a.git"),
+        Refused(&["cannot reach"]),
+    ),
+    (
+        "no such host for ssh",
+        |_, _| script("git@no-such-host.invalid:a.git"),
+        Refused(&["cannot reach"]),
+    ),
+    (
+        "a host that is an option",
+        |_, _| script("ssh://-oProxyCommand=touch/a"),
+        Refused(&["is not the name of a host"]),
+    ),
+];
+
+/// A path from which a server of the tests redirects to this address, by another name of its host.
+fn moved_to(address: &str) -> String {
+    address.replace("http://127.0.0.1", "to/localhost")
+}
