@@ -41,11 +41,17 @@ fn time(mut command: Command) -> (Duration, Duration) {
     (first.unwrap(), started.elapsed())
 }
 
-/// uv as the agent has fetched it.
+/// The uv that the agent takes: beside the tests' Python, else the one it has fetched.
 fn uv() -> PathBuf {
-    let kept = std::fs::read_dir(shared_cache().join("uv")).unwrap();
-    let mut programs = kept.flatten().map(|entry| entry.path().join("uv"));
-    programs.find(|path| path.is_file()).unwrap()
+    let beside = std::env::var_os("CLEARML_TEST_PYTHON")
+        .map(|python| PathBuf::from(python).with_file_name("uv"));
+    let fetched = std::fs::read_dir(shared_cache().join("uv"));
+    let fetched = fetched.into_iter().flatten().flatten();
+    beside
+        .into_iter()
+        .chain(fetched.map(|entry| entry.path().join("uv")))
+        .find(|path| path.is_file())
+        .unwrap()
 }
 
 fn by_hand(world: &World) -> Command {

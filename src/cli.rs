@@ -1,6 +1,7 @@
 //! The command line: what was typed, as types. What it means together with the configuration is
 //! decided in `execute::settings`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::styling::Styles;
@@ -26,6 +27,11 @@ pub struct Cli {
 }
 
 impl Cli {
+    /// Reads what was typed, the program's name first.
+    pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(without_module(words.into_iter().collect()))?.check()
+    }
+
     /// Refuses what the definition alone lets through: options that a command has no use for.
     pub fn check(self) -> Result<Cli, clap::Error> {
         let unused = matches!(self.command, Command::Server(_) | Command::Demo(_));
@@ -37,6 +43,16 @@ impl Cli {
         }
         Ok(self)
     }
+}
+
+/// `python -m clearml_agent execute …` is how ClearML's Kubernetes glue starts the agent: its script takes
+/// this program in the place of Python (`LOCAL_PYTHON`).
+fn without_module(mut words: Vec<OsString>) -> Vec<OsString> {
+    let at = |index: usize| words.get(index).and_then(|word| word.to_str());
+    if at(1) == Some("-m") && at(2) == Some("clearml_agent") {
+        words.drain(1..3);
+    }
+    words
 }
 
 #[derive(Debug, Args)]
@@ -431,6 +447,19 @@ mod tests {
         assert!(check(&["sync"]).is_ok());
         assert!(check(&["server"]).is_err());
         assert!(check(&["demo"]).is_err());
+    }
+
+    #[test]
+    fn this_program_stands_in_pythons_place() {
+        for (typed, read) in [
+            ("agent -m clearml_agent execute -O", "agent execute -O"),
+            ("agent execute -O", "agent execute -O"),
+            ("agent -m pip", "agent -m pip"),
+            ("agent -m", "agent -m"),
+        ] {
+            let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+            assert_eq!(without_module(words(typed)), words(read));
+        }
     }
 
     #[test]

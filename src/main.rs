@@ -1,14 +1,13 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use clearml_agent::cli::{Cli, Command};
 use clearml_agent::mask::Mask;
 use clearml_agent::process::guard;
 use clearml_agent::{cache, execute, logging, server, sync};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse().check().unwrap_or_else(|error| error.exit());
+    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     if let Command::Guard { run } = &cli.command {
         return match guard::stand(run) {
             Ok(()) => ExitCode::SUCCESS,

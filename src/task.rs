@@ -38,6 +38,14 @@ pub struct Task {
     pub last_worker: Option<String>,
 }
 
+impl Task {
+    /// A user property.
+    pub fn property(&self, name: &str) -> Option<&str> {
+        let property = self.hyperparams.get("properties")?.get(name)?;
+        Some(property.value.as_str()).filter(|value| !value.is_empty())
+    }
+}
+
 /// The server's task states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Running, World, eventually, script};
+use common::{Repo, Running, World, eventually, script};
 use serde_json::{Value, json};
 
 /// Says which attempt it is, and sleeps until it is stopped.
@@ -146,6 +146,39 @@ fn another_job_goes_on_with_what_was_put_back() {
         .prints("attempt 2 after preempted");
 }
 
+/// The glue of Kubernetes keeps it in a queue of its own.
+#[test]
+fn a_pods_task_goes_back_to_the_queue_that_it_came_from() {
+    let mut world = World::new();
+    world
+        .env
+        .insert("KUBERNETES_SERVICE_HOST".into(), "10.0.0.1".into());
+    world.env.insert("HOSTNAME".into(), "clearml-id-1".into());
+    let queue = |name: &str| {
+        let made = world.api.call("queues.create", json!({"name": name}));
+        made["id"].as_str().unwrap().to_owned()
+    };
+    let (came_from, of_the_glue) = (queue("gpus"), queue("k8s_scheduler"));
+    let made = world.api.call(
+        "tasks.create",
+        json!({"name": "a pod's", "type": "training", "script": script(SLEEPER), "hyperparams": {
+            "properties": {"k8s-queue": {"section": "properties", "name": "k8s-queue", "value": "gpus"}}}}),
+    );
+    let id = made["id"].as_str().unwrap();
+    world
+        .api
+        .call("tasks.enqueue", json!({"task": id, "queue": of_the_glue}));
+    let mut running = start(&world, id, &["--on-preempt", "requeue"]);
+    running.line_with("attempt 1");
+    running.signal("TERM");
+    running.wait().exits(143);
+    assert_eq!(world.api.status(id), "queued");
+    let queue = world
+        .api
+        .call("queues.get_by_id", json!({"queue": came_from}));
+    assert_eq!(queue["queue"]["entries"][0]["task"], id);
+}
+
 #[test]
 fn a_task_that_is_about_to_be_queued_is_waited_for() {
     let world = World::new();
@@ -258,6 +291,68 @@ time.sleep(1000)
     assert_eq!(
         world.api.reason(&id),
         "rank 2 failed: worker execution exit code 5"
+    );
+}
+
+#[test]
+fn all_ranks_run_the_commit_of_the_first_though_the_branch_moves() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let version = |number: u32| {
+        format!(
+            "import os, time\nprint('rank', os.environ['RANK'], 'runs version', {number}, flush=True)\n\
+             while not os.path.exists(os.environ['HOME'] + '/go'): time.sleep(0.01)\n"
+        )
+    };
+    let repo = Repo::new(&[("main.py", "print('warm')\n")]);
+    let text = json!({"repository": repo.url(), "branch": "main", "entry_point": "main.py",
+        "working_dir": ".", "binary": "python3"});
+    // Each rank has a mirror, which is busy as long as the test holds its lock.
+    const MIRRORS: &str = "CLEARML__AGENT__VCS_CACHE__PATH";
+    let id = world.api.create("on two nodes", text.clone());
+    let [first_lock, second_lock] = ["mirrors 0", "mirrors 1"].map(|name| {
+        let mirrors = world.path(name);
+        world
+            .env
+            .insert(MIRRORS.into(), mirrors.display().to_string());
+        let warm = world.api.create("warm", text.clone());
+        world.execute(&warm, &[]).exits(0).prints("warm");
+        let lock = std::fs::read_dir(&mirrors)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .find(|path| path.extension().is_some_and(|kind| kind == "lock"))
+            .unwrap();
+        let lock = std::fs::File::options().write(true).open(lock).unwrap();
+        lock.lock().unwrap();
+        lock
+    });
+    let first_commit = repo.commit(&[("main.py", &version(1))]);
+    world.api.enqueue(&id);
+
+    world.env.insert("WORLD_SIZE".into(), "2".into());
+    world.env.insert("RANK".into(), "1".into());
+    let mut second = start(&world, &id, &[]);
+    second.line_with("Waiting for task");
+    let mirrors = world.path("mirrors 0").display().to_string();
+    world.env.insert(MIRRORS.into(), mirrors);
+    world.env.insert("RANK".into(), "0".into());
+    let mut first = start(&world, &id, &[]);
+    second.line_with("Executing task id");
+    drop(first_lock);
+    first.line_with("rank 0 runs version 1");
+    repo.commit(&[("main.py", &version(2))]);
+    drop(second_lock);
+    second.line_with("rank 1 runs version 1");
+    std::fs::write(world.path("go"), "").unwrap();
+    second
+        .wait()
+        .exits(0)
+        .prints(&format!("Rank 0 runs commit {first_commit}"));
+    first.wait().exits(0);
+    assert_eq!(world.api.status(&id), "completed");
+    assert_eq!(
+        world.api.task(&id)["script"]["version_num"],
+        first_commit.as_str()
     );
 }
 

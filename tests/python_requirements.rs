@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 /// How many at a time.
 const ABREAST: usize = 3;
 
-/// What is left out where the machine that the table was recorded on differs from this one.
+/// Those with CLEARML_TEST_SITUATIONS in their name: all, unless it is set.
 fn chosen(situations: Vec<Situation>) -> Vec<Situation> {
     let wanted = std::env::var("CLEARML_TEST_SITUATIONS").unwrap_or_default();
     let chosen = situations.into_iter().filter(|s| s.name.contains(&wanted));

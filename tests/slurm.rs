@@ -133,9 +133,12 @@ impl Site {
     }
 
     fn has_status(&self, task: &str, status: &str) {
-        eventually(&format!("{task} is {status}"), || {
-            self.world.api.status(task) == status
-        });
+        let has = || self.world.api.status(task) == status;
+        let found = || {
+            let task = self.world.api.task(task);
+            format!("{}: {}", task["status"], task["status_reason"])
+        };
+        eventually_or(&format!("{task} is {status}"), has, found);
     }
 }
 
@@ -175,7 +178,7 @@ fn a_jobs_life() {
     site.prints(&job, "checkpoint written");
     site.prints(
         &job,
-        "SIGTERM, and SIGKILL before Slurm sends it (KillWait, or the job's end)",
+        &format!("Slurm job {job} was asked to end (SIGTERM), the task is kept"),
     );
     site.start_now(&job);
     site.prints(&job, "attempt 2");
@@ -224,9 +227,11 @@ time.sleep(1000)
             reason.starts_with(&format!("preempted: Slurm job {job} was asked to end")),
             "{reason}"
         );
-        if text == SLEEPER {
-            site.prints(&job, "checkpoint written");
-        }
+        let said = match text == SLEEPER {
+            true => "checkpoint written",
+            false => "SIGTERM, and SIGKILL before Slurm sends it (KillWait, or the job's end)",
+        };
+        site.prints(&job, said);
     }
     // Nor is it kept for a job that does not come back.
     let task = site.queued(SLEEPER);

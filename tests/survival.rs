@@ -199,6 +199,40 @@ fn an_end_that_no_server_heard_of_is_told_later() {
 }
 
 #[test]
+fn a_job_that_is_started_again_does_not_run_what_had_ended_unheard() {
+    let data = tempfile::tempdir().unwrap();
+    let first = ServerProcess::start("127.0.0.1:0", Some(data.path()));
+    let address = first.api.url.split_once("//").unwrap().1.to_owned();
+    let mut world = World::at(first.api.clone());
+    world
+        .env
+        .insert("CLEARML_AGENT_CLAIM_ID".into(), "job 7".into());
+    let go = world.path("go");
+    let text = format!(
+        "import os, time\nprint('awake', flush=True)\nwhile not os.path.exists({:?}): time.sleep(0.01)\n",
+        go.to_str().unwrap()
+    );
+    let id = world.api.create("ends unheard", script(&text));
+    world.api.enqueue(&id);
+    let mut running = world.start_execute(&id, &["--require-queue", "--drain-timeout", "0"]);
+    running.line_with("awake");
+    first.kill();
+    std::fs::write(go, "").unwrap();
+    running
+        .wait()
+        .exits(0)
+        .complains("the task's status could not be written");
+    let _second = ServerProcess::start(address.trim_end_matches('/'), Some(data.path()));
+    assert_eq!(world.api.status(&id), "in_progress");
+    world
+        .execute(&id, &["--require-queue"])
+        .exits(67)
+        .complains("its status is completed");
+    assert_eq!(world.api.log(&id).matches("awake\n").count(), 1);
+    assert_eq!(journals(&world), 0);
+}
+
+#[test]
 fn a_server_killed_in_mid_run_misses_nothing() {
     let data = tempfile::tempdir().unwrap();
     let first = ServerProcess::start("127.0.0.1:0", Some(data.path()));

@@ -11,6 +11,7 @@ use super::apptainer::limits::Limit;
 use super::archive::{Content, Item};
 use super::programs::Program;
 use super::user::User;
+use crate::execute::scheduler::Claimant;
 
 /// Where all of it is in the container: a volume of the container's own, so that it works with a
 /// read-only image, too.
@@ -64,6 +65,8 @@ pub struct Handover {
     /// Which attempt at the task it is, counted from 1, and how the one before ended.
     pub attempt: u32,
     pub former_end: Option<String>,
+    /// One of several ranks, and by what they know each other.
+    pub several: Option<Claimant>,
     /// `--standalone-mode`: the folder of what was put into the image beforehand.
     pub standalone: Option<PathBuf>,
     /// Variables of the container that are taken away.

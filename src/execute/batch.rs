@@ -6,10 +6,11 @@ use super::outcome::{Outcome, StopCause, Verdict};
 use super::run::Run;
 use super::runtime::{CLAIM, CLAIMANT, FAILED_RANK, PREEMPTED, ROUND, said};
 use super::scheduler::{Batch, Claimant};
+use super::settings::Settings;
 use super::slurm;
 use super::watch::failed_rank;
-use crate::api::ApiError;
 use crate::api::tasks::{self, FinalStatus};
+use crate::api::{ApiError, queues};
 use crate::cli::OnPreempt;
 use crate::process::signal::TERM;
 
@@ -19,7 +20,7 @@ pub(super) async fn of_the_job(run: &Run, outcome: Outcome) -> Outcome {
     let Outcome::Stopped(StopCause::Signal(TERM)) = outcome else {
         return outcome;
     };
-    if is_one_of_several(run)
+    if run.several.is_some()
         && let Ok(Some(standing)) = tasks::standing(&run.session, &run.task.id).await
         && let Some(what) = failed_rank(&standing)
     {
@@ -51,16 +52,14 @@ pub(super) async fn of_the_job(run: &Run, outcome: Outcome) -> Outcome {
     }
 }
 
-/// More than one rank, as Slurm and PyTorch tell, and known by one claimant.
-pub(super) fn is_one_of_several(run: &Run) -> bool {
-    if run.settings.claimant.is_none() {
-        return false;
-    }
-    let env = &run.settings.job.inherited;
-    ["SLURM_NTASKS", "WORLD_SIZE"].iter().any(|name| {
+/// The claimant by which the ranks know each other, where there is more than one, as Slurm and PyTorch tell.
+pub(super) fn one_of_several(settings: &Settings) -> Option<Claimant> {
+    let env = &settings.job.inherited;
+    let several = ["SLURM_NTASKS", "WORLD_SIZE"].iter().any(|name| {
         let count = env.get(*name).and_then(|count| count.trim().parse().ok());
         count.is_some_and(|count: u32| count > 1)
-    })
+    });
+    settings.claimant.clone().filter(|_| several)
 }
 
 /// Whether the status is not this run's to write: the task stays `in_progress` for the job's next start,
@@ -117,22 +116,33 @@ async fn tell_of_preemption(run: &Run, verdict: &Verdict) -> Result<bool, ApiErr
 }
 
 async fn requeue(run: &Run, verdict: &Verdict) -> Result<(), ApiError> {
-    let Some(queue) = run
-        .task
-        .execution
-        .queue
-        .as_deref()
-        .filter(|q| !q.is_empty())
-    else {
+    let Some(queue) = queue_of(run).await? else {
         eprintln!(
             "clearml-agent: the task was in no queue, so it cannot be put back: it is stopped"
         );
         return Ok(());
     };
     if tell_of_preemption(run, verdict).await? {
-        tasks::enqueue(&run.session, &run.task.id, queue).await?;
+        tasks::enqueue(&run.session, &run.task.id, &queue).await?;
     }
     Ok(())
+}
+
+/// The queue that the task came from. ClearML's Kubernetes glue keeps what it has taken in one of its own,
+/// which nobody looks at, and a property of the task says where it was.
+async fn queue_of(run: &Run) -> Result<Option<String>, ApiError> {
+    let of_glue = match &run.settings.stop.batch {
+        Some(Batch::Kubernetes { .. }) => run.task.property("k8s-queue"),
+        _ => None,
+    };
+    if let Some(name) = of_glue {
+        let queues = queues::get_all(&run.session).await?;
+        if let Some(queue) = queues.into_iter().find(|queue| queue.name == name) {
+            return Ok(Some(queue.id));
+        }
+    }
+    let queue = run.task.execution.queue.clone();
+    Ok(queue.filter(|queue| !queue.is_empty()))
 }
 
 /// A rank that failed by itself takes the others with it. The first to fail is told of, and only to the
@@ -158,7 +168,7 @@ async fn tell_of_failure(run: &Run, outcome: &Outcome, verdict: &Verdict) -> Res
     run.runtime.change(tell).await.map(drop)
 }
 
-fn is_of_this_start(runtime: &Map<String, Value>, claimant: &Claimant) -> bool {
+pub(super) fn is_of_this_start(runtime: &Map<String, Value>, claimant: &Claimant) -> bool {
     said(runtime, CLAIMANT) == Some(&claimant.id)
         && said(runtime, ROUND).and_then(|round| round.parse().ok()) == Some(claimant.round)
 }

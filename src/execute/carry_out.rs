@@ -82,13 +82,12 @@ impl From<Outcome> for Ran {
 pub(super) async fn carry_out(
     claimed: Claimed,
     settings: Settings,
-    session: Session,
+    session: Arc<Session>,
     journal: Journal,
     stop: Stop,
     timeline: Arc<Timeline>,
 ) -> Ending {
     timeline.mark(Phase::Claimed);
-    let session = Arc::new(session);
     settings.mask.extend(|secrets| {
         secrets_of(claimed.task(), settings.job.task_env, secrets);
     });
@@ -104,6 +103,7 @@ pub(super) async fn carry_out(
         attempt: claimed.attempt,
         former_end: claimed.former_end.clone(),
         runtime: Runtime::of(session.clone(), &claimed.task().id),
+        several: batch::one_of_several(&settings),
         settings,
     });
     let id = run.task.id.clone();
@@ -148,14 +148,10 @@ pub(super) async fn carry_out(
             record: run.record(),
             is_recorded: run.settings.claimant.is_some(),
             former_claim: claimed.former_claim.clone(),
-            is_one_of_several: batch::is_one_of_several(&run),
+            is_one_of_several: run.several.is_some(),
         },
         _ => OfTheRun::Rank {
-            claimant: run
-                .settings
-                .claimant
-                .clone()
-                .filter(|_| batch::is_one_of_several(&run)),
+            claimant: run.several.clone(),
         },
     };
     let script_ended = CancellationToken::new();

@@ -9,6 +9,7 @@ use super::outcome::{Outcome, Stage, StopCause};
 use super::prepare::{Prepared, WriteBack};
 use super::run::Run;
 use super::run_dir;
+use super::scheduler::Batch;
 use super::settings::Grace;
 use super::slurm;
 use super::timeline::Phase;
@@ -68,7 +69,7 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Us
     let ending = async {
         let ended = loop {
             tokio::select! {
-                ended = job.wait() => break (ended, None),
+                ended = job.wait() => break (ended, signalled_beside(run).await),
                 cause = run.stop.requested() => {
                     break (stop(run, &mut job, &cause, &callback).await, Some(cause));
                 }
@@ -112,6 +113,18 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Us
         None => Outcome::of_script(ended, death),
     };
     (outcome, Some(usage))
+}
+
+/// The signal that ended the script, where that went to the whole of a Slurm job: the script may be gone
+/// before this agent has noticed its own.
+async fn signalled_beside(run: &Run) -> Option<StopCause> {
+    /// Between two processes of one job.
+    const ECHO: Duration = Duration::from_millis(250);
+    if !matches!(run.settings.stop.batch, Some(Batch::Slurm { .. })) {
+        return None;
+    }
+    let cause = tokio::time::timeout(ECHO, run.stop.requested()).await.ok();
+    cause.filter(|cause| matches!(cause, StopCause::Signal(_)))
 }
 
 /// Ends the job: the abort callback where the stop is the server's, the signal, the grace, SIGKILL. A
@@ -158,7 +171,9 @@ async fn stop(
 pub(super) async fn grace(run: &Run) -> Duration {
     match run.settings.stop.grace() {
         Grace::Of(grace) => grace,
-        Grace::LeftBySlurm { job } => slurm::grace(job).await,
+        Grace::LeftBySlurm { job } if run.stop.cause().is_some() => slurm::grace(job).await,
+        // Nothing has been sent yet: what it is at least.
+        Grace::LeftBySlurm { .. } => slurm::least_grace().await,
     }
 }
 

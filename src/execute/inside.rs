@@ -231,6 +231,7 @@ async fn run_task(
         console: journal.console(),
         journal: journal.clone(),
         runtime: Runtime::of(session.clone(), &task.id),
+        several: letter.several.clone(),
         session,
         settings,
         task,

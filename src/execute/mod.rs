@@ -24,6 +24,7 @@ pub mod result;
 pub mod run;
 pub mod run_dir;
 pub mod runtime;
+mod same_commit;
 pub mod scheduler;
 pub mod settings;
 mod slurm;

@@ -13,6 +13,7 @@ use super::outcome::{Outcome, Stage, StopCause};
 use super::result::Versions;
 use super::run::Run;
 use super::run_dir::RunDir;
+use super::same_commit::{self, Missing};
 use super::timeline::Phase;
 use crate::api::{ApiError, Session, Trust, tasks};
 use crate::process;
@@ -73,7 +74,10 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
     let code = async {
         let sources = fetch(run, &script, run_dir.path(), token.clone()).await;
         match &sources {
-            Ok(_) => run.timeline.mark(Phase::CodeReady),
+            Ok(sources) => {
+                run.timeline.mark(Phase::CodeReady);
+                same_commit::tell(run, &script, sources.commit.as_deref()).await;
+            }
             Err(_) => token.cancel(),
         }
         sources
@@ -238,6 +242,22 @@ impl From<SourceError> for Failure {
     }
 }
 
+impl From<Missing> for Failure {
+    fn from(missing: Missing) -> Self {
+        match missing {
+            Missing::Stopped => Failure::Cancelled,
+            Missing::Silent { waited } => Failure::Failed {
+                stage: Stage::Checkout,
+                cause: format!(
+                    "rank 0 has not said within {} s which commit it runs: look at rank 0's output, or name \
+                     the commit in the task",
+                    waited.as_secs()
+                ),
+            },
+        }
+    }
+}
+
 /// The script with what `CLEARML_AGENT_FORCE_EXEC_SCRIPT` puts in its place.
 fn forced(run: &Run, script: Script) -> Script {
     match run.settings.git.force_script.clone() {
@@ -267,7 +287,8 @@ async fn fetch(
     dir: &Path,
     token: CancellationToken,
 ) -> Result<Sources, Failure> {
-    let script = large_diff::whole(run, script)
+    let script = same_commit::agreed(run, script.clone(), &token).await?;
+    let script = large_diff::whole(run, &script)
         .await
         .map_err(|cause| Failure::Failed {
             stage: Stage::Checkout,

@@ -13,6 +13,7 @@ use super::not_run::NotRun;
 use super::outcome::StopCause;
 use super::result::{Log, Reason, ResultFile, RunResult, Script, Versions};
 use super::runtime::{Record, Runtime};
+use super::scheduler::Claimant;
 use super::settings::{self, Monitoring, Settings};
 use super::stop::Stop;
 use super::take::{interrupted, take};
@@ -45,6 +46,8 @@ pub(super) struct Run {
     /// How the attempt before ended.
     pub former_end: Option<String>,
     pub runtime: Arc<Runtime>,
+    /// One of several ranks, which know each other by the claimant.
+    pub several: Option<Claimant>,
 }
 
 impl Run {

@@ -1,9 +1,11 @@
 //! The batch system or CI that started the agent, as far as its environment tells. Pure.
 
+use serde::{Deserialize, Serialize};
+
 use super::job_env::Variables;
 
 /// Who claims a task, so that the same one, started again, can take it up where it was.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claimant {
     pub id: String,
     /// How often the batch system has started this job again (`SLURM_RESTART_COUNT`): all ranks of one

@@ -1,7 +1,7 @@
 //! What Slurm says when it is asked.
 
 use std::process::Stdio;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::settings::GRACE;
 
@@ -79,9 +79,17 @@ impl Job {
 
 /// How long a script of `job_id` may take to end, now that the job was sent SIGTERM.
 pub async fn grace(job_id: &str) -> Duration {
+    let begin = Instant::now();
     let (wait, job) = tokio::join!(kill_wait(), job(job_id));
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    grace_of(wait, job.as_ref(), now.unwrap_or_default())
+    let grace = grace_of(wait, job.as_ref(), now.unwrap_or_default());
+    // Slurm's clock ran while it was asked.
+    grace.saturating_sub(begin.elapsed())
+}
+
+/// How long it may take in any case.
+pub async fn least_grace() -> Duration {
+    grace_of(kill_wait().await, None, Duration::ZERO)
 }
 
 /// What KillWait leaves, and more where the job is not ended yet, only told of its end.

@@ -1,24 +1,26 @@
 //! Logging in and taking the task, as soon as it can be taken.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::claim::{self, Claimed, Mode, Ready, Refused, Taking};
 use super::not_run::NotRun;
 use super::outcome::StopCause;
 use super::run::SILENCE;
+use super::runtime::{CLAIM, said};
 use super::settings::Settings;
 use super::stop::Stop;
 use crate::api::{self, Session};
 use crate::console::Console;
 use crate::journal;
-use crate::task::Task;
+use crate::task::{Status, Task};
 
 /// Logs in and takes the task.
 pub(super) async fn take(
     settings: &Settings,
     stop: &Stop,
     console: &Console,
-) -> Result<(Session, Claimed), NotRun> {
+) -> Result<(Arc<Session>, Claimed), NotRun> {
     let taking = Taking {
         mode: settings.mode,
         worker: &settings.endpoint.worker,
@@ -30,6 +32,7 @@ pub(super) async fn take(
         let session = Session::login(&settings.endpoint)
             .await
             .map_err(NotRun::Login)?;
+        let session = Arc::new(session);
         spoken.store(true, std::sync::atomic::Ordering::Relaxed);
         let task = when_ready(&session, settings, &taking, console).await?;
         Ok((session, task))
@@ -58,7 +61,7 @@ const FIRST_RANK_LIMIT: Duration = Duration::from_secs(300);
 
 /// The task, as soon as it can be taken.
 async fn when_ready(
-    session: &Session,
+    session: &Arc<Session>,
     settings: &Settings,
     taking: &Taking<'_>,
     console: &Console,
@@ -71,10 +74,20 @@ async fn when_ready(
     // Many wait for the same server: they are not to ask in step, and ever more seldom.
     let mut pause = Duration::from_secs_f64(shortest);
     let mut told = false;
-    let has_died =
-        |claim: &str| journal::has_died(&settings.journal.dir, settings.config.machine(), claim);
+    let (dir, machine) = (&settings.journal.dir, settings.config.machine());
+    let has_died = |claim: &str| journal::has_died(dir, machine, claim);
+    let mut is_told = false;
     loop {
         let task = claim::fetch(session, &settings.task).await?;
+        if taking.mode == Mode::FromQueue
+            && task.status == Status::InProgress
+            && let Some(claim) = said(&task.runtime, CLAIM)
+            && !std::mem::replace(&mut is_told, true)
+            && journal::sync::tell_end_of(dir, machine, claim, session).await
+        {
+            // It was over, only nobody had heard of it.
+            continue;
+        }
         let why = match claim::ready(&task, taking, has_died) {
             Ready::Now => return Ok(task),
             Ready::Unanswered(within) => {

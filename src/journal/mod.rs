@@ -327,7 +327,7 @@ impl Journal {
 
 /// Whether the run of this machine with this `claim` is over, as the journal that it has left in `dir` says.
 pub fn has_died(dir: &std::path::Path, machine: &str, claim: &str) -> bool {
-    spool::is_left(dir, machine, claim)
+    spool::left_by(dir, machine, claim).is_some()
 }
 
 /// What became of a journal that is closed; removes it unless something of it is still to be sent.

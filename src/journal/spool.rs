@@ -143,17 +143,15 @@ pub(super) fn list(dir: &Path, machine: Option<&str>) -> io::Result<Vec<PathBuf>
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
-/// Whether the journal of the run with this `claim` is in `dir` and not held: neither by it, nor by one that
+/// The journal in `dir` of the run with this `claim`, if it is not held: neither by that run, nor by one that
 /// sends what it left.
-pub(super) fn is_left(dir: &Path, machine: &str, claim: &str) -> bool {
+pub(super) fn left_by(dir: &Path, machine: &str, claim: &str) -> Option<(PathBuf, About)> {
     let paths = list(dir, Some(machine)).unwrap_or_default();
-    paths.iter().any(|path| {
-        let Ok(file) = File::open(path) else {
-            return false;
-        };
-        let about = read_about(&file).ok().flatten();
-        about.is_some_and(|about| about.claim.as_deref() == Some(claim))
-            && file.try_lock_shared().is_ok()
+    paths.into_iter().find_map(|path| {
+        let file = File::open(&path).ok()?;
+        let about = read_about(&file).ok().flatten()?;
+        let is_left = about.claim.as_deref() == Some(claim) && file.try_lock_shared().is_ok();
+        is_left.then_some((path, about))
     })
 }
 

@@ -86,6 +86,24 @@ pub async fn send_left(
     Ok(())
 }
 
+/// If the run of this machine that had `claim` knew how it ended and could not tell, the server is told now;
+/// gives whether it was.
+pub async fn tell_end_of(dir: &Path, machine: &str, claim: &str, session: &Arc<Session>) -> bool {
+    let Some((path, _)) =
+        spool::left_by(dir, machine, claim).filter(|(_, about)| about.ending.is_some())
+    else {
+        return false;
+    };
+    let opened = path.clone();
+    match blocking(move || spool::open_left(&opened)).await {
+        Ok(Some(left)) => {
+            let sent = send_one(left, path, session, false).await;
+            matches!(sent, What::Done { .. } | What::Nothing)
+        }
+        _ => false,
+    }
+}
+
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {

@@ -238,6 +238,8 @@ impl<'a> Filling<'a> {
             "agent.package_manager.uv_replace_pip is false".to_owned()
         } else if let Err(flag) = uv_flags(&self.settings.extra_flags) {
             format!("uv has no flag like pip's {flag} (extra_pip_install_flags)")
+        } else if self.settings.indexes.prefer_binary {
+            "uv has nothing like pip's prefer-binary, which is set for pip".to_owned()
         } else if let Some(setting) = list.only_for_pip() {
             format!("uv has nothing like pip's {setting}, which is in the list")
         } else {

@@ -27,6 +27,9 @@ pub struct Indexes {
     pub only_binary: Vec<String>,
     pub no_deps: bool,
     pub require_hashes: bool,
+    /// uv has nothing like it.
+    pub prefer_binary: bool,
+    pub retries: Option<String>,
 }
 
 impl Indexes {
@@ -90,6 +93,8 @@ impl Indexes {
             only_binary: names("only-binary"),
             no_deps: is_on("no-deps"),
             require_hashes: is_on("require-hashes"),
+            prefer_binary: is_on("prefer-binary"),
+            retries: one("retries"),
         }
     }
 
@@ -133,8 +138,9 @@ impl Indexes {
             .map(|(kind, url)| format!("{kind} {}", without_user(url.expose())))
             .collect();
         places.push(format!(
-            "{} {} {} {} {:?} {:?}",
+            "{} {} {} {} {} {:?} {:?}",
             self.no_index,
+            self.prefer_binary,
             self.pre_releases,
             self.no_deps,
             self.require_hashes,
@@ -171,6 +177,7 @@ impl Indexes {
             tell("UV_DEFAULT_INDEX", url.expose().to_owned());
         }
         tell("UV_HTTP_TIMEOUT", self.timeout.clone().unwrap_or_default());
+        tell("UV_HTTP_RETRIES", self.retries.clone().unwrap_or_default());
         if self.pre_releases {
             tell("UV_PRERELEASE", "allow".into());
         }
@@ -259,6 +266,25 @@ impl Indexes {
             if !all.is_empty() {
                 told.insert(name.into(), all.join(" "));
             }
+        }
+        let timeout = of_uv("UV_HTTP_TIMEOUT");
+        if self.timeout.is_none() && !timeout.is_empty() {
+            told.insert("PIP_DEFAULT_TIMEOUT".into(), timeout.to_owned());
+        }
+        let retries = of_uv("UV_HTTP_RETRIES");
+        if self.retries.is_none() && !retries.is_empty() {
+            told.insert("PIP_RETRIES".into(), retries.to_owned());
+        }
+        if of_uv("UV_PRERELEASE") == "allow" {
+            told.insert("PIP_PRE".into(), "1".into());
+        }
+        if !of_uv("UV_CONSTRAINT").is_empty() {
+            let constraints = words(&self.constraints);
+            let all: Vec<&str> = constraints
+                .into_iter()
+                .chain(of_uv("UV_CONSTRAINT").split_whitespace())
+                .collect();
+            told.insert("PIP_CONSTRAINT".into(), all.join(" "));
         }
         told.extend(self.connection.for_pip(env));
         told
@@ -404,6 +430,34 @@ mod tests {
             indexes.for_uv(&env)["UV_EXTRA_INDEX_URL"],
             "https://mine/simple https://conf/simple"
         );
+    }
+
+    #[test]
+    fn uvs_variables_are_translated_for_pip() {
+        let indexes = Indexes::from_pip(&vars(&[("PIP_CONSTRAINT", "/c1")]), &[]);
+        let env = vars(&[
+            ("UV_DEFAULT_INDEX", "named=https://uv/simple"),
+            ("UV_EXTRA_INDEX_URL", "https://more/simple"),
+            ("UV_HTTP_TIMEOUT", "7"),
+            ("UV_HTTP_RETRIES", "2"),
+            ("UV_PRERELEASE", "allow"),
+            ("UV_CONSTRAINT", "/c2"),
+        ]);
+        assert_eq!(
+            indexes.for_pip(&env),
+            vars(&[
+                ("PIP_INDEX_URL", "https://uv/simple"),
+                ("PIP_EXTRA_INDEX_URL", "https://more/simple"),
+                ("PIP_DEFAULT_TIMEOUT", "7"),
+                ("PIP_RETRIES", "2"),
+                ("PIP_PRE", "1"),
+                ("PIP_CONSTRAINT", "/c1 /c2"),
+            ])
+        );
+        // pip's own come first.
+        let own = vars(&[("PIP_DEFAULT_TIMEOUT", "1"), ("PIP_RETRIES", "1")]);
+        let told = Indexes::from_pip(&own, &[]).for_pip(&env);
+        assert!(!told.contains_key("PIP_DEFAULT_TIMEOUT") && !told.contains_key("PIP_RETRIES"));
     }
 
     #[test]

@@ -297,10 +297,17 @@ impl SourceError {
         }
         // Whatever is wrong with a folder of this machine, no login mends it. Another path that is named is the
         // mirror's.
-        let of_the_path = code == ErrorCode::NotFound
+        let nothing_there = cause == "unsupported URL protocol";
+        let of_the_path = nothing_there
+            || code == ErrorCode::NotFound
             || class == ErrorClass::Repository
             || cause.contains(address.path().trim_end_matches('/'));
         if address.transport == Transport::Local && of_the_path {
+            let cause = match nothing_there {
+                // libgit2 goes on to look for a protocol.
+                true => "there is no such folder".to_owned(),
+                false => cause,
+            };
             return Self::PathNotFound { path: url, cause };
         }
         if code == ErrorCode::Auth
@@ -489,6 +496,7 @@ mod tests {
             "no such path"
         );
         for (message, expected) in [
+            ("unsupported URL protocol", "no such path"),
             (
                 "failed to open '/srv/a/HEAD': Permission denied",
                 "no such path",

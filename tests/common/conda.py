@@ -47,6 +47,7 @@ if "--file" in args:
         call["explicit"] = text.splitlines()[1:]
     else:
         call["file"] = document = json.loads(text)
+        document.setdefault("channels", [])
     call["mode"] = oct(os.stat(value("--file")).st_mode & 0o777)
 with open(os.path.join(root, "calls.jsonl"), "a") as file:
     file.write(json.dumps(call) + "\n")

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
 /// Seconds between SIGTERM and SIGKILL.
-pub const KILL_WAIT: u64 = 10;
+pub const KILL_WAIT: u64 = 15;
 
 pub struct Slurm {
     dir: TempDir,

@@ -78,7 +78,10 @@ pub const SITUATIONS: &[Situation] = &[
     (
         "no such path",
         |_, _| script("/nope/x.git"),
-        Refused(&["/nope/x.git not found on this machine", "check the path"]),
+        Refused(&[
+            "/nope/x.git not found on this machine: there is no such folder",
+            "check the path",
+        ]),
     ),
     (
         "a path to no repository",

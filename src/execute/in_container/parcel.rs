@@ -63,6 +63,7 @@ pub(in super::super) fn parcel(
         rank: run.settings.rank,
         attempt: run.attempt,
         former_end: run.former_end.clone(),
+        several: run.several.clone(),
         standalone: place
             .settings
             .standalone

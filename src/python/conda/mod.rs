@@ -120,15 +120,16 @@ impl Calling<'_> {
     }
 
     async fn call(&self, args: Vec<String>, console: &Console) -> Result<Finished, PythonError> {
-        let told = Variables::from(
-            [
-                // Both are read where no argument or file names channels.
-                ("CONDA_CHANNELS", self.settings.conda.channels.join(",")),
-                ("CONDA_REPORT_ERRORS", "false".into()),
-                ("MAMBA_NO_BANNER", "1".into()),
-            ]
-            .map(|(name, value)| (name.to_owned(), value)),
-        );
+        let channels = self.settings.conda.channels.join(",");
+        let told = [
+            // Read where no argument or file names channels.
+            ("CONDA_CHANNELS", channels.as_str()),
+            ("CONDA_REPORT_ERRORS", "false"),
+            ("MAMBA_NO_BANNER", "1"),
+        ];
+        let told = told.into_iter().filter(|(_, value)| !value.is_empty());
+        let told = told.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let told = Variables::from_iter(told);
         let call = Call {
             program: self.conda.program.clone(),
             args,
@@ -237,10 +238,12 @@ impl Calling<'_> {
 
     /// An `environment.yml`, with the channels; JSON is YAML too.
     fn file(&self, packages: &[String]) -> Result<tempfile::NamedTempFile, PythonError> {
-        let text = serde_json::json!({
-            "channels": self.settings.conda.channels,
-            "dependencies": packages,
-        });
+        let channels = &self.settings.conda.channels;
+        let mut text = serde_json::json!({"dependencies": packages});
+        if !channels.is_empty() {
+            // With none, those that conda itself is configured with.
+            text["channels"] = serde_json::json!(channels);
+        }
         private_file(".yml", &text.to_string())
     }
 }
@@ -315,29 +318,39 @@ pub(super) async fn create(
     }
     let python = python_wanted(script, settings);
     console.say(format!(
-        "Environment: made by {} {} with Python {python}, from the channels {}",
+        "Environment: made by {} {} with Python {python}, from {}",
         conda.name,
         conda.version,
-        tool::mask(&own.channels.join(", "))
+        match own.channels.is_empty() {
+            true => "the channels that it is configured with".to_owned(),
+            false => format!("the channels {}", tool::mask(&own.channels.join(", "))),
+        }
     ));
     calling.make(folder, &python).await?;
     calling.environment(folder, Kind::Own).await
 }
 
-/// `3.11`: the wish that counts for every task, else what the task's conda lists say.
+/// `3.11`: what the task was run by, else what its conda lists say, else what the configuration says.
 fn python_wanted(script: &Script, settings: &Settings) -> String {
     let wish = choice::wish(&script.binary, settings);
-    if let Some(version) = wish.version {
-        return version.to_string();
-    }
+    let exact = wish.version.filter(|version| version.minor.is_some());
     let text = |key: &str| script.requirements.text(key);
     let facts = specs::Facts {
         channels: &[],
         cuda: None,
     };
-    text("conda_env_json")
-        .and_then(|json| specs::exported(&json, facts)?.python)
-        .or_else(|| specs::python_of(&text("conda")?))
+    let listed = || {
+        text("conda_env_json")
+            .and_then(|json| specs::exported(&json, facts)?.python)
+            .or_else(|| specs::python_of(&text("conda")?))
+    };
+    let of_task = match (exact, settings.ignore_requested_version) {
+        (Some(version), _) if wish.by == "the task" => Some(version.to_string()),
+        (_, true) => None,
+        (_, false) => listed(),
+    };
+    of_task
+        .or_else(|| wish.version.map(|version| version.to_string()))
         .unwrap_or_else(|| "3".into())
 }
 
@@ -390,5 +403,40 @@ impl Calling<'_> {
             .say(format!("Environment: unpacked from {}", package.display()));
         prefix::unpack(package, folder, self.settings, self.console, self.stop).await?;
         self.environment(folder, Kind::Own).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn which_python_conda_is_asked_for() {
+        let configured = Settings {
+            default_python: Some("3.8".into()),
+            ..Settings::default()
+        };
+        let ignoring = Settings {
+            ignore_requested_version: true,
+            ..configured.clone()
+        };
+        let plain = Settings::default();
+        let list = json!({"conda": "python==3.9.18\nsix"});
+        let export = json!({"conda": "python==3.9", "conda_env_json": "{\"dependencies\": [\"python=3.10.1=h\"]}"});
+        for (binary, lists, settings, python) in [
+            ("python3.11", &list, &configured, "3.11"),
+            ("python3", &list, &configured, "3.9"),
+            ("", &export, &plain, "3.10"),
+            ("", &json!({"pip": "six"}), &configured, "3.8"),
+            ("python3", &json!({"pip": "six"}), &plain, "3"),
+            ("", &json!({}), &plain, "3"),
+            ("python3.11", &list, &ignoring, "3.8"),
+        ] {
+            let script = json!({"binary": binary, "requirements": lists});
+            let script: Script = serde_json::from_value(script).unwrap();
+            let found = python_wanted(&script, settings);
+            assert_eq!(found, python, "{binary} {lists}");
+        }
     }
 }
