@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::config::Variables;
 use crate::container::error::ContainerError;
@@ -40,6 +41,9 @@ impl Brand {
     }
 }
 
+/// A wrapper of a module system on a busy file server may take its time.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Finds it and asks for its version.
 pub async fn find(env: &Variables) -> Result<Program, ContainerError> {
     let path = env.get("PATH").map(String::as_str).unwrap_or_default();
@@ -58,7 +62,13 @@ pub async fn find(env: &Variables) -> Result<Program, ContainerError> {
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true)
         .output();
-    let answer = answer.await.map_err(|error| broken(error.to_string()))?;
+    let answer = match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(answer) => answer.map_err(|error| broken(error.to_string()))?,
+        Err(_) => {
+            let seconds = PATIENCE.as_secs();
+            return Err(broken(format!("--version: no answer within {seconds} s")));
+        }
+    };
     if !answer.status.success() {
         let said = String::from_utf8_lossy(&answer.stderr);
         let last = said.lines().next_back().unwrap_or_default().trim();
