@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::carry_out::{self, Ending, Ran};
 use super::claim;
 use super::job_env::Variables;
@@ -147,6 +149,14 @@ pub(super) async fn attempt(
     })
 }
 
+/// What the agent outside says, a line each.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct StopOrder {
+    pub cause: StopCause,
+    /// How long the script has to end: only outside there is a batch system that can be asked.
+    pub grace: Duration,
+}
+
 /// Takes orders from standard input. Its end means that the agent on the host is gone: nobody is left
 /// to watch over the task, so it stops.
 fn listen(stop: &Stop) -> io::Result<()> {
@@ -154,7 +164,7 @@ fn listen(stop: &Stop) -> io::Result<()> {
     let listen = move || {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
             match serde_json::from_str(&line) {
-                Ok(cause) => stop.ask(cause),
+                Ok(StopOrder { cause, grace }) => stop.ask_within(cause, grace),
                 Err(error) => tracing::debug!(%error, "an order that is not understood"),
             }
         }
@@ -252,10 +262,11 @@ async fn set_up(
         tokio::select! {
             ended = job.wait() => Ok(ended),
             cause = stop.requested() => {
-                let grace = ready(match settings.stop.grace() {
+                let grace = match settings.stop.grace(Some(&cause)) {
                     Grace::Of(grace) => grace,
-                    Grace::LeftBySlurm { .. } => settings::GRACE,
-                });
+                    Grace::LeftBySlurm { .. } | Grace::AsSlurmsKillWait => settings::GRACE,
+                };
+                let grace = ready(stop.grace().unwrap_or(grace));
                 tokio::select! {
                     _ = job.stop(settings.stop.signal, grace) => {}
                     () = stop.hurried() => {}

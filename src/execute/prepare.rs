@@ -76,7 +76,7 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
         match &sources {
             Ok(sources) => {
                 run.timeline.mark(Phase::CodeReady);
-                same_commit::tell(run, &script, sources.commit.as_deref()).await;
+                same_commit::tell(run, &script, sources.commit.as_deref());
             }
             Err(_) => token.cancel(),
         }
