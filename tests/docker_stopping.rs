@@ -124,6 +124,37 @@ fn one_that_does_not_end_is_killed_after_the_grace() {
     assert!(containers_of(&id).is_empty());
 }
 
+/// The batch system can be asked only outside, and only then: what it leaves is said with the order.
+#[test]
+fn the_time_that_slurm_leaves_holds_inside() {
+    if !engine() {
+        return;
+    }
+    let mut world = world();
+    let bin = world.path("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let scontrol = "#!/bin/sh\n\
+        case \"$*\" in\n\
+        *config*) echo 'KillWait                = 30 sec';;\n\
+        *) echo \"JobId=7 JobState=RUNNING Reason=None Restarts=0 EndTime=$(($(date +%s) + 1030))\";;\n\
+        esac\n";
+    std::fs::write(bin.join("scontrol"), scontrol).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(bin.join("scontrol"), mode).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    world.env.insert("PATH".into(), path);
+    world.env.insert("SLURM_JOB_ID".into(), "7".into());
+    let id = world.api.create("told early", script(POLITE));
+    let running = start(&world, &id, &[], "ready");
+    running.signal("TERM");
+    let ended = running.wait().exits(143).prints("asked by 15");
+    let said = "and SIGKILL if it still runs after ";
+    let (_, after) = ended.stdout.split_once(said).unwrap();
+    let seconds: u32 = after.split(' ').next().unwrap().parse().unwrap();
+    // Not the 24 of KillWait.
+    assert!((900..=1000).contains(&seconds), "{}", ended.stdout);
+}
+
 #[test]
 fn a_second_signal_does_not_wait() {
     if !engine() {
