@@ -151,6 +151,18 @@ pub struct ExecuteArgs {
         help_heading = "Where it runs"
     )]
     pub docker: Option<Vec<String>>,
+    /// Run inside an Apptainer (Singularity) container, as the user who runs the agent: IMAGE is a .sif
+    /// file, a folder, an address such as docker://…, or a name as for --docker; ARGS are `docker run`
+    /// arguments
+    #[arg(
+        long,
+        value_name = "IMAGE ARGS",
+        num_args = 0..,
+        action = ArgAction::Set,
+        help_heading = "Where it runs",
+        conflicts_with = "docker"
+    )]
+    pub apptainer: Option<Vec<String>>,
     /// Use only what is on this machine: no clone, no installation
     #[arg(long, help_heading = "Where it runs")]
     pub standalone_mode: bool,

@@ -3,6 +3,9 @@
 //! Needs root, slurm-wlm and munge: without them it says so and passes.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/apptainer.rs"]
+#[allow(dead_code, clippy::unwrap_used)]
+mod apptainer;
 mod common;
 #[path = "common/nvml.rs"]
 mod nvml;
@@ -19,6 +22,9 @@ use slurm::Slurm;
 struct Site {
     slurm: Slurm,
     world: World,
+    /// What comes before all else on the jobs' PATH, and more of their environment.
+    path: String,
+    more: Vec<(&'static str, String)>,
 }
 
 impl Site {
@@ -27,6 +33,8 @@ impl Site {
             Ok(slurm) => Some(Site {
                 slurm,
                 world: World::new(),
+                path: String::new(),
+                more: Vec::new(),
             }),
             Err(why) => {
                 eprintln!("not tested here: {why}");
@@ -60,7 +68,8 @@ impl Site {
         std::fs::write(&file, block).unwrap();
         let bin = PathBuf::from(env!("CARGO_BIN_EXE_clearml-agent"));
         let path = format!(
-            "{}:{}:/usr/sbin",
+            "{}{}:{}:/usr/sbin",
+            self.path,
             bin.parent().unwrap().display(),
             std::env::var("PATH").unwrap()
         );
@@ -80,6 +89,7 @@ impl Site {
             .arg(file)
             .current_dir(self.world.home.path())
             .env("PATH", path)
+            .envs(self.more.iter().cloned())
             .env("HOME", self.world.home.path())
             .env("TASK_ID", task)
             .envs(env.iter().map(|(name, value)| (name, value)))
@@ -137,6 +147,7 @@ const TASK: usize = 1;
 const ARRAY: usize = 2;
 const RANKS: usize = 3;
 const DRAIN: usize = 4;
+const APPTAINER: usize = 5;
 
 const SLEEPER: &str = "\
 import os, signal, sys, time
@@ -228,6 +239,37 @@ time.sleep(1000)
     site.prints(&job, "attempt 1");
     site.slurm.ask(&["scancel", "--full", &job]);
     site.has_status(&task, "stopped");
+}
+
+#[test]
+fn a_job_in_an_apptainer_container() {
+    let Some(mut site) = Site::new() else { return };
+    let image = match apptainer::image() {
+        Ok(image) => image,
+        Err(why) => return eprintln!("not tested here: {why}"),
+    };
+    if let Some(folder) = apptainer::stand_in() {
+        // A site's module would do the same.
+        site.path = format!("{}:", folder.display());
+    }
+    site.more = vec![("IMAGE", image.display().to_string())];
+    // Slurm's signals reach the agent outside, Apptainer, the one inside and the script; the script is told
+    // once more by the agent alone, and has its time.
+    let slow = SLEEPER.replace(
+        "    print('checkpoint",
+        "    time.sleep(1)\n    print('checkpoint",
+    );
+    let task = site.queued(&slow);
+    let job = site.submit(APPTAINER, &task, &[]);
+    site.prints(&job, "attempt 1");
+    site.slurm.ask(&["scontrol", "requeue", &job]);
+    site.prints(&job, "checkpoint written");
+    site.start_now(&job);
+    site.prints(&job, "attempt 2");
+    assert_eq!(site.ends(&job), "0:0", "{}", site.output(&job));
+    site.has_status(&task, "completed");
+    let said = site.output(&job);
+    assert!(!said.contains("SIGKILL at once"), "{said}");
 }
 
 #[test]

@@ -21,7 +21,9 @@ use crate::config::Variables;
 /// What is asked.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
-    /// The words after `--docker`: image and arguments, also as one word; none where it stands alone.
+    /// `--docker`, or the option in its place.
+    pub option: &'static str,
+    /// The words after it: image and arguments, also as one word; none where it stands alone.
     pub command_line: &'a [String],
     pub task: &'a Facts,
     pub settings: &'a Settings,
@@ -130,7 +132,6 @@ pub enum ChoiceError {
     Setting { key: String, why: String },
 }
 
-const COMMAND_LINE: &str = "--docker";
 const TASK: &str = "the task's container section";
 const OLD_TASK: &str = "the task's execution.docker_cmd";
 
@@ -223,7 +224,7 @@ fn default(request: &Request<'_>) -> Result<Fallback, ChoiceError> {
         .into_iter()
         .find_map(|name| request.env.get(name).filter(|text| !text.is_empty()));
     let (text, place) = match (request.command_line.first(), variable) {
-        (Some(word), _) => (word.as_str(), COMMAND_LINE),
+        (Some(word), _) => (word.as_str(), request.option),
         (None, Some(text)) => (text.as_str(), "CLEARML_DOCKER_IMAGE"),
         (None, None) => (
             request.settings.default_image.as_str(),

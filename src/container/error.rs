@@ -54,6 +54,25 @@ pub enum ContainerError {
          rootless engine's socket"
     )]
     NotAllowed { address: String },
+    #[error(
+        "neither apptainer nor singularity is on PATH. Load it (on many clusters: `module load apptainer`), or \
+         run the task with --docker"
+    )]
+    NoApptainer,
+    #[error("{program} does not run: {cause}. Does `{program} --version` work at a shell?")]
+    ApptainerBroken { program: String, cause: String },
+    /// It did not start the container.
+    #[error("Apptainer cannot run image {image}: {cause}. {next}")]
+    Apptainer {
+        kind: Kind,
+        image: String,
+        cause: String,
+        next: &'static str,
+    },
+    #[error("the container cannot have the GPUs that were asked for: {0}")]
+    Gpus(String),
+    #[error("the run's folder cannot be laid out: {0}")]
+    Folder(io::Error),
     /// A machine in between, or TLS, does not lead to it.
     #[error("the container engine at {address} cannot be reached: {cause}. {next}")]
     Unreachable {
@@ -127,7 +146,15 @@ impl ContainerError {
         match self {
             ContainerError::NoEngine { .. }
             | ContainerError::Unreachable { .. }
+            | ContainerError::NoApptainer
+            | ContainerError::ApptainerBroken { .. }
             | ContainerError::BadAddress(_) => Kind::NoEngine,
+            ContainerError::Apptainer { kind, .. } => *kind,
+            ContainerError::Gpus(_) => Kind::NoGpu,
+            ContainerError::Folder(error) => match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::DiskFull,
+                _ => Kind::Engine,
+            },
             ContainerError::NotAllowed { .. } | ContainerError::NotLetIn { .. } => {
                 Kind::EngineNotAllowed
             }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::apptainer::limits::Limit;
 use super::archive::{Content, Item};
 use super::programs::Program;
 use super::user::User;
@@ -33,7 +34,8 @@ pub const VENVS_CACHE: &str = "/.clearml-agent/cache/venvs";
 pub const JOURNAL: &str = "/.clearml-agent/journal";
 
 const START: &str = "start";
-const LETTER: &str = "private/handover.json";
+/// As long as it is there, the agent inside has not begun.
+pub const LETTER: &str = "private/handover.json";
 
 /// The image's shell runs this: it finds out whether the agent can run here before anything else does.
 const START_SCRIPT: &str = r#"agent=/.clearml-agent/bin/clearml-agent
@@ -67,6 +69,12 @@ pub struct Handover {
     pub several: Option<Claimant>,
     /// `--standalone-mode`: the folder of what was put into the image beforehand.
     pub standalone: Option<PathBuf>,
+    /// Variables of the container that are taken away.
+    pub unset: Vec<String>,
+    /// Of the agent inside and all that it starts.
+    pub limits: Vec<Limit>,
+    /// The agent outside alone says when to stop: signals of a batch system reach both of them.
+    pub orders_alone: bool,
 }
 
 impl Handover {

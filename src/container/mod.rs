@@ -2,6 +2,7 @@
 //! around the inner agent.
 
 pub mod address;
+pub mod apptainer;
 pub mod archive;
 pub mod caches;
 pub mod choice;

@@ -13,7 +13,8 @@ use crate::config::{Config, ConfigError, bool_of};
 /// Everything about containers that is decided before the first request.
 #[derive(Debug)]
 pub struct Settings {
-    /// What was typed after `--docker`.
+    pub runtime: ContainerRuntime,
+    /// What was typed after `--docker` or `--apptainer`.
     pub words: Vec<String>,
     /// Which image and which arguments.
     pub choice: choice::Settings,
@@ -54,6 +55,25 @@ pub struct Settings {
     pub system_site_packages: bool,
     /// Variables that the inner agent is given besides.
     pub variables: Variables,
+}
+
+/// What runs the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContainerRuntime {
+    /// An engine, by its API.
+    Docker,
+    /// A program, as the agent's child.
+    Apptainer,
+}
+
+impl ContainerRuntime {
+    /// The option that asks for it.
+    pub fn option(self) -> &'static str {
+        match self {
+            ContainerRuntime::Docker => "--docker",
+            ContainerRuntime::Apptainer => "--apptainer",
+        }
+    }
 }
 
 /// How the inner agent gets at repositories over ssh.
@@ -159,6 +179,7 @@ const PUBLIC_IP_PING: &str = "8.8.8.8";
 
 impl Settings {
     pub fn read(
+        runtime: ContainerRuntime,
         words: &[String],
         standalone: bool,
         config: &Config,
@@ -284,6 +305,7 @@ impl Settings {
         let name_fields = config.value("agent.docker_container_name_format_fields");
         let name_fields = name_fields.and_then(|fields| fields.as_object());
         Ok(Settings {
+            runtime,
             words: words.to_vec(),
             choice: choice::Settings::of_config(config, env)?,
             gpus_by_variable: flag("CLEARML_DOCKER_SKIP_GPUS_FLAG")

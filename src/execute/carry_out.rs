@@ -9,6 +9,7 @@ use super::batch;
 use super::claim::Claimed;
 use super::end::{End, Told, write_status};
 use super::follow::follow;
+use super::in_apptainer;
 use super::in_container;
 use super::node;
 use super::outcome::{Outcome, Stage, StopCause, Verdict};
@@ -24,6 +25,7 @@ use super::timeline::{Phase, Timeline};
 use super::watch::{OfTheRun, watch};
 use crate::api::tasks::FinalStatus;
 use crate::api::{Session, workers};
+use crate::container::settings::ContainerRuntime;
 use crate::journal::{self, Journal, Receipt, Upload};
 use crate::mask::Secrets;
 use crate::monitor;
@@ -106,10 +108,11 @@ pub(super) async fn carry_out(
     });
     let id = run.task.id.clone();
     let monitoring = run.settings.monitoring;
-    // A container ends by itself when nobody watches over it.
-    let guard = match run.settings.container {
-        Some(_) => None,
-        None => Guard::start(&run.settings.run)
+    // An engine's container ends by itself when nobody watches over it.
+    let container = run.settings.container.as_ref();
+    let guard = match container.map(|container| container.runtime) {
+        Some(ContainerRuntime::Docker) => None,
+        None | Some(ContainerRuntime::Apptainer) => Guard::start(&run.settings.run)
             .inspect_err(|error| tracing::debug!(%error, "no guard"))
             .ok(),
     };
@@ -328,7 +331,10 @@ fn hides_exit_code(settings: &Settings, outcome: &Outcome) -> bool {
 /// the last calls.
 pub(super) async fn prepare_and_follow(run: Arc<Run>) -> Ran {
     if let Some(settings) = &run.settings.container {
-        return in_container::run(&run, settings).await.into();
+        return match settings.runtime {
+            ContainerRuntime::Docker => in_container::run(&run, settings).await.into(),
+            ContainerRuntime::Apptainer => in_apptainer::run(&run, settings).await,
+        };
     }
     let runs_dir = &run.settings.runs_dir;
     let run_dir = match RunDir::create(runs_dir, &run.task.id) {

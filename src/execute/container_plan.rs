@@ -12,13 +12,15 @@ use super::run::Run;
 use super::settings::SettingsError;
 use crate::api::{ApiError, Session, queues, tasks};
 use crate::container::address::{self, DockerConfig};
+use crate::container::apptainer::arguments::{Caller, translate};
+use crate::container::apptainer::program;
 use crate::container::choice::{self, Choice, Facts, Request, choose};
 use crate::container::engine::Engine;
 use crate::container::error::ContainerError;
 use crate::container::gpus::{self, Asked};
 use crate::container::name;
 use crate::container::run_args::{self, Host, Pull, RunArgs, Word, flags, without};
-use crate::container::settings::Settings;
+use crate::container::settings::{ContainerRuntime, Settings};
 
 /// All that is decided before the engine is asked.
 #[derive(Debug)]
@@ -40,11 +42,12 @@ pub(super) struct Plan {
 /// What can be known before the task is touched: whether the typed arguments are ones, and whether there
 /// is an engine.
 pub(super) async fn check(settings: &Settings, env: &Variables) -> Result<(), NotRun> {
+    let option = settings.runtime.option();
     if let Some((first, rest)) = settings.words.split_first() {
         let usage = |cause: String| {
             let cause = format!(
-                "--docker: {cause}. The image comes first, docker run's flags after it: \
-                 --docker \"IMAGE --ipc=host\""
+                "{option}: {cause}. The image comes first, docker run's flags after it: \
+                 {option} \"IMAGE --ipc=host\""
             );
             NotRun::Settings(SettingsError::Usage(cause))
         };
@@ -58,25 +61,52 @@ pub(super) async fn check(settings: &Settings, env: &Variables) -> Result<(), No
             Some(_) => {}
         }
         let arguments: Vec<String> = words.chain(rest.iter().cloned()).collect();
-        RunArgs::parse(&arguments).map_err(|error| usage(error.to_string()))?;
+        let parsed = RunArgs::parse(&arguments).map_err(|error| usage(error.to_string()))?;
+        if settings.runtime == ContainerRuntime::Apptainer {
+            let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
+            let translated = parsed
+                .to_create(&Host { env, cwd: &cwd })
+                .and_then(|body| translate(&flags(&arguments)?, &body, &Caller::this()));
+            translated.map_err(|error| usage(error.to_string()))?;
+        }
+    }
+    if settings.runtime == ContainerRuntime::Apptainer {
+        let found = program::find(env).await;
+        return found.map(drop).map_err(NotRun::Container);
     }
     let config = DockerConfig::read(env);
     let connected = async { Engine::connect(address::address(env, &config)?, env).await };
     connected.await.map(drop).map_err(NotRun::Container)
 }
 
-pub(super) async fn plan(
+/// Image and arguments, whatever runs the container.
+pub(super) struct Chosen {
+    pub choice: Choice,
+    pub words: Vec<Word>,
+    document: Value,
+}
+
+impl Chosen {
+    /// The configuration's lines and the task's.
+    pub fn setup_script(&self, settings: &Settings) -> String {
+        let lines = settings.scripts.iter().chain(&self.choice.setup_script);
+        lines.cloned().collect::<Vec<_>>().join("\n")
+    }
+}
+
+pub(super) async fn choose_container(
     run: &Run,
     settings: &Settings,
-    engine: &Engine,
-) -> Result<Plan, ContainerError> {
+) -> Result<Chosen, ContainerError> {
     let asking = Known::ask(run, settings);
     let known = tokio::select! {
         known = asking => known.map_err(|error| ContainerError::Task(error.to_string()))?,
         _ = run.stop.requested() => return Err(ContainerError::Stopped),
     };
     let env = &run.settings.job.inherited;
+    let option = settings.runtime.option();
     let choice = choose(&Request {
+        option,
         command_line: &settings.words,
         task: &known.facts,
         settings: &settings.choice,
@@ -84,20 +114,45 @@ pub(super) async fn plan(
         advanced: run.session.has_feature_set("advanced").await,
         template: &|name| known.value_of(name, run),
     })?;
-    let mut words = flags(&choice.arguments)?;
+    let words = flags(&choice.arguments)?;
     hide_variables(run, settings, &words);
     for note in &choice.notes {
         run.console.say(format!("Note: {note}"));
     }
+    if !settings.words.is_empty() && !choice.is_default {
+        run.console.say(format!(
+            "Note: {option} {} is not used: the task names its own image ({}). Clear that in the task, or set \
+             agent.disable_task_docker_override",
+            settings.words.join(" "),
+            choice.image
+        ));
+    }
+    Ok(Chosen {
+        choice,
+        words,
+        document: known.document,
+    })
+}
 
+pub(super) async fn plan(
+    run: &Run,
+    settings: &Settings,
+    engine: &Engine,
+) -> Result<Plan, ContainerError> {
+    let env = &run.settings.job.inherited;
+    let chosen = choose_container(run, settings).await?;
+    let setup_script = chosen.setup_script(settings);
+    let Chosen {
+        choice,
+        words,
+        document,
+    } = chosen;
     let mut asked = asked(run, settings);
     if asked.devices.is_none() {
         asked.driver = engine.has_nvidia().await;
     }
     let granted = gpus::grant(asked);
-    let use_ours;
-    let left_out;
-    (words, use_ours, left_out) = gpus::apply(&granted, words);
+    let (words, use_ours, left_out) = gpus::apply(&granted, words);
     if let Some(word) = left_out {
         run.console.say(format!(
             "Note: docker argument {} is left out: the agent was told which GPUs to use",
@@ -108,7 +163,11 @@ pub(super) async fn plan(
     if use_ours {
         arguments.splice(0..0, granted.words.iter().cloned());
     }
-    say(run, &choice, &arguments);
+    say(run, &choice, &arguments, "docker");
+    let mut call = vec!["docker".to_owned(), "run".to_owned()];
+    call.extend(arguments.iter().cloned());
+    call.push(choice.image.clone());
+    say_call(run, &call, &choice);
     let parsed = RunArgs::parse(&arguments)?;
     if !parsed.without_effect().is_empty() {
         run.console.say(format!(
@@ -118,20 +177,10 @@ pub(super) async fn plan(
     }
     let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
     let body = parsed.to_create(&Host { env, cwd: &cwd })?;
-    if !settings.words.is_empty() && !choice.is_default {
-        run.console.say(format!(
-            "Note: --docker {} is not used: the task names its own image ({}). Clear that in the task, or set \
-             agent.disable_task_docker_override",
-            settings.words.join(" "),
-            choice.image
-        ));
-    }
     let name = match parsed.name() {
         Some(name) => Some(name.to_owned()),
-        None => container_name(run, settings, &known.document),
+        None => container_name(run, settings, &document),
     };
-    let setup_script = settings.scripts.iter().chain(&choice.setup_script);
-    let setup_script = setup_script.cloned().collect::<Vec<_>>().join("\n");
     Ok(Plan {
         image: choice.image,
         write_back: choice.write_back,
@@ -236,7 +285,7 @@ fn hide_variables(run: &Run, settings: &Settings, words: &[Word]) {
     });
 }
 
-fn asked<'a>(run: &'a Run, settings: &Settings) -> Asked<'a> {
+pub(super) fn asked<'a>(run: &'a Run, settings: &Settings) -> Asked<'a> {
     let env = &run.settings.job.inherited;
     let visible = || {
         let of = |name: &str| env.get(name).map(|v| v.trim()).filter(|v| !v.is_empty());
@@ -255,10 +304,10 @@ fn asked<'a>(run: &'a Run, settings: &Settings) -> Asked<'a> {
 }
 
 /// In the Python agent's words: other tools look for them.
-fn say(run: &Run, choice: &Choice, arguments: &[String]) {
+pub(super) fn say(run: &Run, choice: &Choice, arguments: &[String], runtime: &str) {
     let default = if choice.is_default { "default " } else { "" };
     run.console.say(format!(
-        "Running Task {} inside {default}docker: {} arguments: {arguments:?}",
+        "Running Task {} inside {default}{runtime}: {} arguments: {arguments:?}",
         run.task.id, choice.image
     ));
     if !choice.setup_script.is_empty() {
@@ -267,25 +316,26 @@ fn say(run: &Run, choice: &Choice, arguments: &[String]) {
             choice.setup_script.join("\n")
         ));
     }
+}
+
+/// The command that does the same.
+pub(super) fn say_call(run: &Run, words: &[String], choice: &Choice) {
     run.console.say(format!(
         "Executing: {} (image of {})",
-        command(arguments, &choice.image),
+        at_a_shell(words),
         choice.why
     ));
 }
 
-/// What could be typed at a shell.
-fn command(arguments: &[String], image: &str) -> String {
-    let shown = arguments.iter().map(|word| shlex::try_quote(word));
-    let mut words = vec!["docker".into(), "run".into()];
-    words.extend(shown.filter_map(Result::ok));
-    words.push(image.into());
-    words.join(" ")
+/// What could be typed there.
+fn at_a_shell(words: &[String]) -> String {
+    let words = words.iter().map(|word| shlex::try_quote(word));
+    words.filter_map(Result::ok).collect::<Vec<_>>().join(" ")
 }
 
 /// Records the container in the task, once it runs: one that cannot would only be in the way.
-pub(super) async fn write_back(run: &Run, plan: &Plan) {
-    let Some(container) = &plan.write_back else {
+pub(super) async fn write_back(run: &Run, container: Option<&choice::Container>) {
+    let Some(container) = container else {
         return;
     };
     let choice::Container {
@@ -337,14 +387,12 @@ mod tests {
 
     #[test]
     fn the_command_is_one_that_a_shell_understands() {
-        for (arguments, expected) in [
-            (&[][..], "docker run img"),
-            (
-                &["-e".to_owned(), "A=b c".to_owned()],
-                "docker run -e 'A=b c' img",
-            ),
+        for (words, expected) in [
+            (&["docker", "run", "img"][..], "docker run img"),
+            (&["docker", "-e", "A=b c"], "docker -e 'A=b c'"),
         ] {
-            assert_eq!(command(arguments, "img"), expected);
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            assert_eq!(at_a_shell(&words), expected);
         }
     }
 

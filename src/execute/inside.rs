@@ -19,13 +19,16 @@ use super::settings::{self, Grace, Settings};
 use super::stop::Stop;
 use super::take;
 use super::timeline::Timeline;
+use serde::{Deserialize, Serialize};
+
 use crate::api::Session;
 use crate::cli::{ExecuteArgs, GlobalArgs};
+use crate::container::apptainer::limits;
 use crate::container::handover::{self, Handover};
 use crate::journal::{self, Journal};
 use crate::mask::Mask;
 use crate::monitor;
-use crate::process::{self, Ended, signal};
+use crate::process::{self, Ended, guard, signal};
 
 /// Where the set-up scripts leave the variables that they set.
 const ENVIRONMENT: &str = "private/environment";
@@ -66,7 +69,6 @@ pub(super) async fn attempt(
     folder: &Path,
 ) -> Result<Ending, NotRun> {
     let agent = |error: io::Error| NotRun::Agent(error.to_string());
-    let stop = Stop::on_signals().map_err(agent)?;
     process::prepare_host();
     let letter = Handover::take(folder).map_err(|error| {
         NotRun::Agent(format!(
@@ -74,9 +76,16 @@ pub(super) async fn attempt(
             folder.display()
         ))
     })?;
+    let stop = match letter.orders_alone {
+        true => Stop::without_signals(),
+        false => Stop::on_signals(),
+    };
+    let stop = stop.map_err(agent)?;
+    limits::apply(&letter.limits).map_err(NotRun::Agent)?;
     listen(&stop).map_err(agent)?;
+    env.retain(|name, _| !letter.unset.contains(name));
     env.extend(letter.variables.clone());
-    let mut settings = settings::resolve(args, global, env.clone(), mask)?;
+    let mut settings = settings_of(args, global, &env, mask)?;
     let journal = Journal::open(journal::Options {
         dir: settings.journal.dir.clone(),
         machine: settings.config.machine().to_owned(),
@@ -99,7 +108,7 @@ pub(super) async fn attempt(
     let ended = match set_up {
         Ok(changed) => {
             if let Some(changed) = changed {
-                settings = settings::resolve(args, global, changed, mask)?;
+                settings = settings_of(args, global, &changed, mask)?;
             }
             settings.rank = letter.rank;
             settings.python.standalone = letter.standalone.clone();
@@ -147,6 +156,34 @@ pub(super) async fn attempt(
     })
 }
 
+/// The mark of the run outside stays, where it has one: by it whoever outlives a killed agent is found.
+fn settings_of(
+    args: &ExecuteArgs,
+    global: &GlobalArgs,
+    env: &Variables,
+    mask: &Mask,
+) -> Result<Settings, NotRun> {
+    let mut settings = settings::resolve(args, global, env.clone(), mask)?;
+    if let Some(mark) = env.get(guard::MARK) {
+        settings
+            .job
+            .inherited
+            .insert(guard::MARK.into(), mark.clone());
+    }
+    Ok(settings)
+}
+
+/// What the agent outside says, a line each.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Order {
+    Stop(StopCause),
+    /// A signal for the script.
+    Notice {
+        notice: i32,
+    },
+}
+
 /// Takes orders from standard input. Its end means that the agent on the host is gone: nobody is left
 /// to watch over the task, so it stops.
 fn listen(stop: &Stop) -> io::Result<()> {
@@ -154,7 +191,8 @@ fn listen(stop: &Stop) -> io::Result<()> {
     let listen = move || {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
             match serde_json::from_str(&line) {
-                Ok(cause) => stop.ask(cause),
+                Ok(Order::Stop(cause)) => stop.ask(cause),
+                Ok(Order::Notice { notice }) => stop.notify(notice),
                 Err(error) => tracing::debug!(%error, "an order that is not understood"),
             }
         }

@@ -9,6 +9,7 @@ mod end;
 mod follow;
 mod git_settings;
 mod health;
+mod in_apptainer;
 mod in_container;
 mod inside;
 pub mod job_env;

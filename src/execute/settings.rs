@@ -16,7 +16,7 @@ use super::worker_place::{self, Place};
 use crate::api::{Endpoint, Trust};
 use crate::cli::{self, ExecuteArgs, GlobalArgs, LogLevel, OnPreempt};
 use crate::config::{self, Config, ConfigError, Lookup};
-use crate::container::settings as container;
+use crate::container::settings::{self as container, ContainerRuntime};
 use crate::mask::Mask;
 use crate::process::{guard, signal};
 use crate::python;
@@ -44,7 +44,7 @@ pub struct Settings {
     pub job: JobSettings,
     pub git: GitSettings,
     pub python: python::Settings,
-    /// `--docker`: the run goes into a container.
+    /// `--docker`, `--apptainer`: the run goes into a container.
     pub container: Option<container::Settings>,
     /// Where the runs' private folders are made (`agent.venvs_dir`).
     pub runs_dir: PathBuf,
@@ -213,9 +213,20 @@ pub fn resolve(
     // What the script inherits, and with it every tool that is run for it.
     let mut inherited = env;
     inherited.extend(config.job_variables().clone());
-    let container = match &args.docker {
-        Some(words) => {
-            let read = container::Settings::read(words, args.standalone_mode, &config, &inherited);
+    let container = match (&args.docker, &args.apptainer) {
+        (Some(words), _) => Some((ContainerRuntime::Docker, words)),
+        (None, Some(words)) => Some((ContainerRuntime::Apptainer, words)),
+        (None, None) => None,
+    };
+    let container = match container {
+        Some((runtime, words)) => {
+            let read = container::Settings::read(
+                runtime,
+                words,
+                args.standalone_mode,
+                &config,
+                &inherited,
+            );
             Some(read.map_err(|error| SettingsError::Value(error.to_string()))?)
         }
         None => None,

@@ -76,6 +76,21 @@ impl Stop {
         Ok(stop)
     }
 
+    /// For an agent that gets its orders another way: signals that reach it besides mean nothing.
+    pub fn without_signals() -> std::io::Result<Stop> {
+        // Caught, since what is ignored would be so for the script, too. Tokio gives no signal back.
+        for number in [HUP, INT, TERM, USR1, USR2] {
+            drop(signal(SignalKind::from_raw(number))?);
+        }
+        Ok(Stop::default())
+    }
+
+    /// A notice for the script.
+    pub fn notify(&self, number: i32) {
+        // The receiver lives as long as this.
+        let _ = self.notices.tell.send(number);
+    }
+
     fn signalled(&self, number: i32) {
         self.ask(StopCause::Signal(number));
     }

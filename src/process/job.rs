@@ -47,6 +47,11 @@ pub struct Job {
 
 /// Starts `command`. Must be called within a tokio runtime.
 pub fn spawn(command: Command) -> Result<(Job, OutputPipe), SpawnError> {
+    spawn_with(command, Stdio::null())
+}
+
+/// The same with standard input.
+pub fn spawn_with(command: Command, input: Stdio) -> Result<(Job, OutputPipe), SpawnError> {
     let machine = |error: io::Error| SpawnError::Machine {
         program: command.program.clone(),
         cause: error.to_string(),
@@ -58,7 +63,7 @@ pub fn spawn(command: Command) -> Result<(Job, OutputPipe), SpawnError> {
         .current_dir(&command.working_dir)
         .env_clear()
         .envs(&command.env)
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(writer.try_clone().map_err(machine)?)
         .stderr(writer);
     let mut watch = Watch::begin(command.working_dir.clone(), command.env.clone());
@@ -338,7 +343,11 @@ impl Job {
         others.remove(&leader);
         let agent = Agent {
             pid: agent_pid(),
-            group: rustix::process::getpgrp().as_raw_nonzero().get(),
+            // 0, which is no id, where the group's leader is outside this process namespace.
+            group: table
+                .iter()
+                .find(|process| process.pid == agent_pid())
+                .map_or(0, |process| process.group),
             others,
         };
         let mut of_the_job = leftovers::leftovers(&table, leader, &agent);

@@ -27,7 +27,7 @@ use std::path::PathBuf;
 
 pub use account::{Account, Usage};
 pub(crate) use job::die_with_the_agent;
-pub use job::{Job, spawn};
+pub use job::{Job, spawn, spawn_with};
 pub use output::OutputPipe;
 
 /// What to run. The environment is exactly `env`: nothing is inherited.

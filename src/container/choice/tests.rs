@@ -2,6 +2,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
+const OPTION: &str = "--docker";
+
 /// Decides for a configuration (dotted keys), a task's document and `--docker`'s words.
 struct Case {
     config: Value,
@@ -35,6 +37,7 @@ impl Case {
     fn try_choose(&self) -> Result<Choice, ChoiceError> {
         let settings = Settings::from_lookup(&|key| self.config.get(key).cloned(), &self.env)?;
         choose(&Request {
+            option: OPTION,
             command_line: &self.docker,
             task: &Facts::of_document(&self.task, "team/project"),
             settings: &settings,
@@ -96,23 +99,21 @@ fn the_image_comes_from_the_task_then_the_command_line_then_the_configuration() 
         .is("own:1", "-e 'A=b c' --init", TASK);
     case(config.clone(), bare.clone())
         .docker(typed)
-        .is("typed:1", "--init", COMMAND_LINE);
+        .is("typed:1", "--init", OPTION);
     case(config.clone(), bare.clone())
         .docker(&["typed:1 --init -e 'A=b c'"])
-        .is("typed:1", "--init -e 'A=b c'", COMMAND_LINE);
+        .is("typed:1", "--init -e 'A=b c'", OPTION);
     // An image without arguments has the configuration's.
-    case(config.clone(), bare.clone()).docker(&["typed:1"]).is(
-        "typed:1",
-        "--ipc host",
-        COMMAND_LINE,
-    );
+    case(config.clone(), bare.clone())
+        .docker(&["typed:1"])
+        .is("typed:1", "--ipc host", OPTION);
     case(config.clone(), bare.clone())
         .env("CLEARML_DOCKER_IMAGE", "of-env:1")
         .is("of-env:1", "--ipc host", "CLEARML_DOCKER_IMAGE");
     case(config.clone(), bare.clone())
         .env("CLEARML_DOCKER_IMAGE", "of-env:1")
         .docker(typed)
-        .is("typed:1", "--init", COMMAND_LINE);
+        .is("typed:1", "--init", OPTION);
     case(json!({}), bare.clone()).is(
         "nvidia/cuda:12.6.3-cudnn-runtime-ubuntu20.04",
         "",
@@ -127,7 +128,7 @@ fn the_image_comes_from_the_task_then_the_command_line_then_the_configuration() 
     case(forced.clone(), own.clone()).is("configured", "", "agent.default_docker");
     case(forced.clone(), own.clone())
         .docker(typed)
-        .is("typed:1", "--init", COMMAND_LINE);
+        .is("typed:1", "--init", OPTION);
     let notes = case(forced, own).choose().notes.join(" ");
     assert!(notes.contains("disable_task_docker_override"), "{notes}");
 }
@@ -268,7 +269,7 @@ fn when_rules_count() {
     case(rules(true), own.clone()).is("ruled", "-e A=1", why);
     case(rules(false), bare.clone())
         .docker(&["typed"])
-        .is("typed", "", COMMAND_LINE);
+        .is("typed", "", OPTION);
     case(rules(true), bare.clone())
         .docker(&["typed"])
         .is("ruled", "-e A=1", why);

@@ -28,6 +28,8 @@ use clap::error::{ContextKind, ContextValue};
 
 pub use error::{ApiVersion, RunArgsError};
 pub use ports::Publication;
+#[cfg(test)]
+pub(in crate::container) use words::names;
 pub use words::{Word, flags, is_named, split, without};
 
 use flags::Flags;

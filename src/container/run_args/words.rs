@@ -74,6 +74,12 @@ static DEFINITIONS: LazyLock<Vec<Definition>> = LazyLock::new(|| {
         .collect()
 });
 
+/// The full names of all flags.
+#[cfg(test)]
+pub(in crate::container) fn names() -> impl Iterator<Item = &'static str> {
+    DEFINITIONS.iter().map(|known| known.name.as_str())
+}
+
 fn long(name: &str) -> Option<&'static Definition> {
     DEFINITIONS
         .iter()

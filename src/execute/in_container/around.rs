@@ -48,7 +48,7 @@ pub(super) async fn look_up(
 }
 
 /// uv, to be placed beside the inner agent; without it the inner one looks for itself.
-pub(super) async fn program_for_packages(run: &Run) -> Option<PathBuf> {
+pub(in super::super) async fn program_for_packages(run: &Run) -> Option<PathBuf> {
     let settings = &run.settings.python;
     let installs = settings.standalone.is_none() && !settings.skip_python_env;
     if settings.installer == Installer::Pip || !installs {

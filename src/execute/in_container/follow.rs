@@ -16,7 +16,7 @@ use crate::container::lifecycle::{Attached, Container, Ended, Input};
 use crate::process::signal;
 
 /// How much longer than the script's own grace the inner agent may take to end.
-const INNER_GRACE: Duration = Duration::from_secs(10);
+pub(in super::super) const INNER_GRACE: Duration = Duration::from_secs(10);
 /// The rest of the output, once the container has ended.
 const REST_OF_OUTPUT: Duration = Duration::from_secs(10);
 
@@ -104,6 +104,26 @@ async fn stop(
     }
 }
 
+/// How the run ended, in the inner agent's own words.
+pub(in super::super) fn reported(run: &Run, document: &[u8]) -> Result<Outcome, ContainerError> {
+    let report: Report =
+        serde_json::from_slice(document).map_err(|error| ContainerError::Engine {
+            at: "reading how the run ended",
+            cause: error.to_string(),
+        })?;
+    for phase in [
+        Phase::CodeReady,
+        Phase::EnvironmentReady,
+        Phase::ScriptStarted,
+        Phase::ScriptEnded,
+    ] {
+        if let Some(at) = report.times.get(&phase) {
+            run.timeline.mark_at(phase, *at);
+        }
+    }
+    Ok(Outcome::Inside(Arc::new(report)))
+}
+
 /// How the run ended, by the inner agent's own document where it could write one.
 pub(super) async fn outcome(
     run: &Run,
@@ -114,22 +134,7 @@ pub(super) async fn outcome(
     let engine = container.engine();
     let get = async |path: &str| archive::get(engine, container.id(), path).await;
     if let Some(document) = get(handover::RESULT).await? {
-        let report: Report =
-            serde_json::from_slice(&document).map_err(|error| ContainerError::Engine {
-                at: "reading how the run ended",
-                cause: error.to_string(),
-            })?;
-        for phase in [
-            Phase::CodeReady,
-            Phase::EnvironmentReady,
-            Phase::ScriptStarted,
-            Phase::ScriptEnded,
-        ] {
-            if let Some(at) = report.times.get(&phase) {
-                run.timeline.mark_at(phase, *at);
-            }
-        }
-        return Ok(Outcome::Inside(Arc::new(report)));
+        return reported(run, &document);
     }
     if let Some(said) = get(handover::UNSUITABLE).await? {
         return Err(ContainerError::ImageUnsuitable {

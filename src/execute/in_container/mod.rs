@@ -1,9 +1,9 @@
 //! A run inside a container, seen from the host: the image, the container with the inner agent in it,
 //! its output into the journal, stop requests to it, and how it ended.
 
-mod around;
-mod follow;
-mod parcel;
+pub(super) mod around;
+pub(super) mod follow;
+pub(super) mod parcel;
 mod ports;
 
 use std::path::{Path, PathBuf};
@@ -240,7 +240,7 @@ async fn fill_and_start(
 ) -> Result<Attached, ContainerError> {
     let engine = container.engine();
     let home = parcel::home_files(run, place.settings, place.user, engine.is_local());
-    let items = parcel::parcel(run, place)?;
+    let items = parcel::parcel(run, place, |_| ())?;
     let filling = async {
         archive::put(engine, container.id(), handover::FOLDER, items).await?;
         if !home.is_empty()
@@ -285,7 +285,7 @@ async fn follow_on(
     settings: &Settings,
     attached: Attached,
 ) -> Result<Outcome, ContainerError> {
-    container_plan::write_back(run, plan).await;
+    container_plan::write_back(run, plan.write_back.as_ref()).await;
     let caches = settings.caches.clone();
     tokio::task::spawn_blocking(move || {
         for cache in &caches {

@@ -14,7 +14,7 @@ use crate::container::settings::Settings;
 use crate::container::user::User;
 
 /// What is placed in the container, and for whom.
-pub(super) struct Place<'a> {
+pub(in super::super) struct Place<'a> {
     pub settings: &'a Settings,
     pub mounts: &'a [Mounted],
     pub user: &'a User,
@@ -23,7 +23,7 @@ pub(super) struct Place<'a> {
 }
 
 /// What runs in the container that is not the image's.
-pub(super) struct Programs {
+pub(in super::super) struct Programs {
     pub agent: Program,
     /// Without it the inner agent looks for one itself.
     pub uv: Option<Program>,
@@ -45,15 +45,19 @@ impl Programs {
     }
 }
 
-/// The agent, its configuration and its orders.
-pub(super) fn parcel(run: &Run, place: Place<'_>) -> Result<Vec<Item>, ContainerError> {
+/// The agent, its configuration and its orders; `change` has the last word on these.
+pub(in super::super) fn parcel(
+    run: &Run,
+    place: Place<'_>,
+    change: impl FnOnce(&mut Handover),
+) -> Result<Vec<Item>, ContainerError> {
     let at = "packing what goes into the container";
     let defect = |cause: String| ContainerError::Engine { at, cause };
     let certificates = match &run.settings.endpoint.trust {
         Trust::Bundle(path) => Some(path.clone()),
         Trust::System | Trust::Anything => None,
     };
-    let letter = Handover {
+    let mut letter = Handover {
         variables: place.settings.variables.clone(),
         setup_script: place.script.to_owned(),
         rank: run.settings.rank,
@@ -65,7 +69,9 @@ pub(super) fn parcel(run: &Run, place: Place<'_>) -> Result<Vec<Item>, Container
             .standalone
             .as_ref()
             .map(|folder| caches::at_home(folder, place.user).into()),
+        ..Handover::default()
     };
+    change(&mut letter);
     let parcel = Parcel {
         agent: place.programs.agent.clone(),
         uv: place.programs.uv.clone(),
@@ -119,7 +125,7 @@ fn config_inside(
 }
 
 /// Keys and credentials of this user, for git in the container.
-pub(super) fn home_files(
+pub(in super::super) fn home_files(
     run: &Run,
     settings: &Settings,
     user: &User,
