@@ -25,6 +25,7 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Us
         handover,
         write_back,
         versions: _,
+        borrowed: _borrowed,
     } = prepared;
     run.console.say(handover);
     run.journal.job_started();

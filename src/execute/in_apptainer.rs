@@ -357,7 +357,7 @@ fn variables(run: &Run, settings: &Settings, plan: &Plan) -> Vec<(String, String
             .chain(gpus)
             .map(|(name, value)| (name.to_owned(), value)),
     );
-    if let Ssh::Agent(socket) = &settings.ssh {
+    if let Some(socket) = settings.ssh.socket(true) {
         variables.push((
             "SSH_AUTH_SOCK".into(),
             socket.to_string_lossy().into_owned(),
@@ -368,7 +368,7 @@ fn variables(run: &Run, settings: &Settings, plan: &Plan) -> Vec<(String, String
 
 /// Keys and git credentials, relative to the home.
 fn home_items(run: &Run, settings: &Settings, user: &User) -> Vec<crate::container::archive::Item> {
-    let mut items = parcel::home_files(run, settings, user);
+    let mut items = parcel::home_files(run, settings, user, true);
     let home = format!("{}/", user.home.trim_matches('/'));
     items.retain_mut(|item| match item.path.strip_prefix(&home) {
         Some(below) => {
@@ -440,7 +440,7 @@ fn binds(
         add(bind(cache.source.clone(), &cache.target, false));
     }
     match &settings.ssh {
-        Ssh::Agent(socket) => add(bind(text(socket), &text(socket), false)),
+        Ssh::Agent { socket, .. } => add(bind(text(socket), &text(socket), false)),
         Ssh::Keys { folder: inside } => {
             let target = caches::at_home(inside, &plan.user);
             let keys = run
