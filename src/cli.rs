@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -305,7 +306,8 @@ pub enum CacheCommand {
         #[arg(long, value_name = "DAYS", conflicts_with = "keys")]
         unused_days: Option<u64>,
         /// Keys as `list` shows them
-        #[arg(value_name = "KEY")]
+        // An empty one, as of a variable that is not set, would be the beginning of each.
+        #[arg(value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
         keys: Vec<String>,
     },
 }

@@ -4,6 +4,10 @@
 
 mod common;
 
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::Duration;
+
 use common::{Repo, Running, World, eventually, script};
 use serde_json::{Value, json};
 
@@ -522,6 +526,52 @@ if os.environ['CLEARML_AGENT_ATTEMPT'] == '1': time.sleep(1000)
         let log = world.api.log(&id);
         assert_eq!(log.matches("attempt 2\n").count(), 1, "{log}");
     }
+}
+
+/// The server's address by way of a line on which each request takes its time.
+fn far_away(url: &str) -> String {
+    let server = url
+        .trim_start_matches("http://")
+        .trim_end_matches('/')
+        .to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for near in listener.incoming().map_while(Result::ok) {
+            let far = TcpStream::connect(&server).unwrap();
+            let (mut back, mut answers) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+            std::thread::spawn(move || carry(near, far));
+        }
+    });
+    here
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream) -> std::io::Result<()> {
+    let mut bytes = [0; 65536];
+    loop {
+        let count = from.read(&mut bytes)?;
+        if count == 0 {
+            return to.shutdown(Shutdown::Write);
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        to.write_all(&bytes[..count])?;
+    }
+}
+
+#[test]
+fn a_killed_job_is_gone_on_with_over_a_server_far_away() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let id = queued(&world, SLEEPER);
+    let mut first = start(&world, &id, &[]);
+    first.line_with("attempt 1");
+    first.signal("KILL");
+    let _ = first.wait();
+    let far = far_away(&world.api.url);
+    world.env.insert("CLEARML_API_HOST".into(), far);
+    start(&world, &id, &[]).wait().exits(0).prints("attempt 2");
+    assert_eq!(world.api.status(&id), "completed");
 }
 
 #[test]

@@ -67,7 +67,8 @@ fn a_run_needs_nothing_but_what_others_left_and_cache_tends_it() {
          agent.docker_init_bash_script: [\"echo this one installs\"]\n\
          agent.extra_docker_shell_script: [\"echo this one does not\"]",
     );
-    let text = "import sys, six\nprint('with six', six.__version__, sys.prefix)\n";
+    let text = "import os, signal, sys, six\nprint('with six', six.__version__, sys.prefix, flush=True)\n\
+                if 'STAYS' in os.environ:\n    signal.pause()\n";
     let repo = Repo::new(&[("train.py", text)]);
     let task = json!({"repository": "/code.git", "branch": "main", "entry_point": "train.py",
         "binary": "python3", "requirements": {"pip": "six==1.16.0\n"}});
@@ -83,7 +84,7 @@ fn a_run_needs_nothing_but_what_others_left_and_cache_tends_it() {
         .prints("with six 1.16.0");
 
     // Neither the repository is there, nor a registry that has the image.
-    let id = world.api.create("alone", task);
+    let id = world.api.create("alone", task.clone());
     let alone = format!("{PYTHON_IMAGE} --pull=always");
     let ended = world
         .execute(&id, &["--standalone-mode", "--docker", &alone])
@@ -162,21 +163,36 @@ fn a_run_needs_nothing_but_what_others_left_and_cache_tends_it() {
         .prints("Mirrors of repositories in containers:\ncode.")
         .prints(&format!("1 mirror in {}", mirrors.display()));
     let mirror = only(&mirrors, |name| name.ends_with(".git"));
+    let lock = only(&mirrors, |name| name.ends_with(".lock"));
+    let lock = File::options().write(true).open(lock).unwrap();
+    let unused = || {
+        let long_ago = SystemTime::now() - Duration::from_secs(90_000);
+        lock.set_modified(long_ago).unwrap();
+    };
+    // Its objects are taken from there: the cache and the run's folder are two mounts.
+    let id = world.api.create("stays", task);
+    let stays = format!("{with_code} -e STAYS=1");
+    let mut running = world.start_execute(&id, &["--docker", &stays]);
+    running.line_with("with six");
+    // It was used just now.
+    world
+        .run(&["cache", "prune", "--unused-days", "1"])
+        .exits(0)
+        .prints(" 0 mirrors, ");
+    unused();
+    world
+        .run(&["cache", "prune", "--unused-days", "1"])
+        .exits(0)
+        .prints("stays: a run uses it just now");
+    running.signal("INT");
+    let _ = running.wait().exits(130);
     let pack = only(&mirror.join("objects/pack"), |name| name.ends_with(".pack"));
     std::fs::write(&pack, "cut off").unwrap();
     world
         .run(&["cache", "verify"])
         .exits(70)
         .prints("1 mirror, 1 damaged");
-    // It was used just now.
-    world
-        .run(&["cache", "prune", "--unused-days", "1"])
-        .exits(0)
-        .prints(" 0 mirrors, ");
-    let lock = only(&mirrors, |name| name.ends_with(".lock"));
-    let long_ago = SystemTime::now() - Duration::from_secs(90_000);
-    let lock = File::options().write(true).open(lock).unwrap();
-    lock.set_modified(long_ago).unwrap();
+    unused();
     world
         .run(&["cache", "prune", "--unused-days", "1"])
         .exits(0)

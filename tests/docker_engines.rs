@@ -103,7 +103,20 @@ fn an_engine_elsewhere_is_as_good() {
     world
         .env
         .insert("DOCKER_HOST".into(), format!("tcp://{address}"));
+    // A key agent's socket cannot be mounted there: the keys come.
+    std::fs::create_dir(world.path(".ssh")).unwrap();
+    std::fs::write(world.path(".ssh/id_test"), "no key").unwrap();
+    let socket = world.path("agent.sock");
+    let socket = socket.to_str().unwrap().to_owned();
+    world.env.insert("SSH_AUTH_SOCK".into(), socket);
     runs(&world);
+    let text = "import os\nkeys = os.listdir(os.path.expanduser('~/.ssh'))\n\
+                print('keys', keys, os.environ.get('SSH_AUTH_SOCK'))\n";
+    let id = world.api.create("keys", script(text));
+    world
+        .execute(&id, &["--docker", PYTHON_IMAGE])
+        .exits(0)
+        .prints("keys ['id_test'] None");
 }
 
 #[test]

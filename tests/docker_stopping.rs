@@ -124,6 +124,37 @@ fn one_that_does_not_end_is_killed_after_the_grace() {
     assert!(containers_of(&id).is_empty());
 }
 
+/// The batch system can be asked only outside, and only then: what it leaves is said with the order.
+#[test]
+fn the_time_that_slurm_leaves_holds_inside() {
+    if !engine() {
+        return;
+    }
+    let mut world = world();
+    let bin = world.path("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let scontrol = "#!/bin/sh\n\
+        case \"$*\" in\n\
+        *config*) echo 'KillWait                = 30 sec';;\n\
+        *) echo \"JobId=7 JobState=RUNNING Reason=None Restarts=0 EndTime=$(($(date +%s) + 1030))\";;\n\
+        esac\n";
+    std::fs::write(bin.join("scontrol"), scontrol).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(bin.join("scontrol"), mode).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    world.env.insert("PATH".into(), path);
+    world.env.insert("SLURM_JOB_ID".into(), "7".into());
+    let id = world.api.create("told early", script(POLITE));
+    let running = start(&world, &id, &[], "ready");
+    running.signal("TERM");
+    let ended = running.wait().exits(143).prints("asked by 15");
+    let said = "and SIGKILL if it still runs after ";
+    let (_, after) = ended.stdout.split_once(said).unwrap();
+    let seconds: u32 = after.split(' ').next().unwrap().parse().unwrap();
+    // Not the 24 of KillWait.
+    assert!((900..=1000).contains(&seconds), "{}", ended.stdout);
+}
+
 #[test]
 fn a_second_signal_does_not_wait() {
     if !engine() {
@@ -188,14 +219,17 @@ fn the_agents_death_ends_the_script_and_the_next_run_removes_the_container() {
     let id = world.api.create("left alone", script(POLITE));
     let running = start(&world, &id, &[], "ready");
     let [container] = containers_of(&id).try_into().unwrap();
+    // From now on: agents of other tests may remove what is left.
+    let followed = container.clone();
+    let log = std::thread::spawn(move || docker(&["logs", "--follow", &followed]));
     running.signal("KILL");
     let _ = running.wait().exits(1009);
     // Nobody is left to stop it: it stops itself.
     let running = |id: &str| docker(&["inspect", "--format", "{{.State.Running}}", id]);
     eventually("the container has ended", || {
-        running(&container).is_ok_and(|running| running.trim() == "false")
+        running(&container).map_or(true, |running| running.trim() == "false")
     });
-    let said = docker(&["logs", &container]).unwrap();
+    let said = log.join().unwrap().unwrap();
     assert!(said.contains("asked by 15"), "{said}");
 
     let other = world.api.create("another", script(POLITE));

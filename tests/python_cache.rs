@@ -6,9 +6,11 @@
 #[path = "common/python.rs"]
 mod bench;
 
+use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bench::{Bench, Done};
 use clearml_agent::python::cache::settings::{CacheSettings, LinkMode};
@@ -63,12 +65,17 @@ impl Machine {
 
     /// `clearml-agent cache …` with this cache; exit code and output.
     fn command(&self, words: &[&str]) -> (i32, String) {
+        let cache = self.settings().path;
+        self.command_with(words, "CLEARML_AGENT_VENV_CACHE_PATH", cache.as_os_str())
+    }
+
+    fn command_with(&self, words: &[&str], name: &str, value: &OsStr) -> (i32, String) {
         let output = Command::new(env!("CARGO_BIN_EXE_clearml-agent"))
             .arg("cache")
             .args(words)
             .env_clear()
             .env("HOME", self.dir.path())
-            .env("CLEARML_AGENT_VENV_CACHE_PATH", self.settings().path)
+            .env(name, value)
             .env(
                 "CLEARML_AGENT__AGENT__VENVS_CACHE__FREE_SPACE_THRESHOLD_GB",
                 "0",
@@ -430,9 +437,47 @@ async fn the_command_lists_verifies_and_prunes() {
     let _ = machine.run("six==1.16.0").await;
     let (code, text) = machine.command(&["prune", "0000"]);
     assert_eq!(code, 66, "{text}");
+    // A variable that is not set names none, and not all.
+    let (code, text) = machine.command(&["prune", ""]);
+    assert_eq!((code, machine.entries().len()), (2, 1), "{text}");
     let (code, text) = machine.command(&["prune", "--all"]);
     assert!(code == 0 && text.contains("1 environment, "), "{text}");
     assert!(machine.entries().is_empty());
+}
+
+#[test]
+fn where_no_environments_are_kept_all_else_is_tended() {
+    let machine = Machine::new();
+    let at = |name: &str| machine.dir.path().join(name);
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let run = format!("run-t1-{}-abc", &boot[..6]);
+    let mirror = ".clearml/vcs-cache/code.0123456789abcdef0123456789abcdef.git";
+    let left = [
+        at(mirror),
+        at(&format!(".clearml/venvs-builds/{run}")),
+        at(&format!(
+            ".clearml/docker-cache/image-0123-user-0/runs/{run}"
+        )),
+    ];
+    for folder in &left {
+        std::fs::create_dir_all(folder.join("objects/pack")).unwrap();
+        let long_ago = SystemTime::now() - Duration::from_secs(100_000);
+        File::open(folder).unwrap().set_modified(long_ago).unwrap();
+    }
+    let config = at("off.conf");
+    std::fs::write(&config, "agent.venvs_cache.path: \"\"\n").unwrap();
+    let command =
+        |words: &[&str]| machine.command_with(words, "CLEARML_CONFIG_FILE", config.as_os_str());
+    let (code, text) = command(&["list"]);
+    assert!(code == 0 && text.contains("1 mirror in"), "{text}");
+    assert!(text.contains("`agent.venvs_cache.path` is empty"), "{text}");
+    let (code, text) = command(&["verify"]);
+    assert!(code == 0 && text.contains("1 mirror, 0 damaged"), "{text}");
+    let (code, text) = command(&["prune", "--unused-days", "1"]);
+    assert_eq!(code, 0, "{text}");
+    let gone = "1 mirror, 0 leftovers and 2 folders of runs";
+    assert!(text.contains(gone), "{text}");
+    assert!(left.iter().all(|folder| !folder.exists()));
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use common::{World, eventually, eventually_or, script};
 use nvml::Driver;
+use serde_json::json;
 use slurm::Slurm;
 
 /// A Slurm, a server, and the agent on PATH.
@@ -233,6 +234,14 @@ time.sleep(1000)
         };
         site.prints(&job, said);
     }
+    // Whoever aborts the task does not wait for the job's end.
+    let task = site.queued(deaf);
+    let job = site.submit(DRAIN, &task, &["--time=40"]);
+    site.prints(&job, "attempt 1");
+    site.world.api.call("tasks.stop", json!({"task": task}));
+    site.has_status(&task, "stopped");
+    site.prints(&job, "if it still runs after most of Slurm's KillWait");
+    site.ends(&job);
     // Nor is it kept for a job that does not come back.
     let task = site.queued(SLEEPER);
     let job = site.submit(TASK, &task, &[]);

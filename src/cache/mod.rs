@@ -14,7 +14,6 @@ use crate::container::caches::{self, OfImage};
 use crate::container::settings::kept_for_images;
 use crate::execute::outcome::exit;
 use crate::execute::run_dir;
-use crate::python::cache::settings::CacheSettings;
 use crate::python::cache::store::{Entry, Store, gigabytes};
 use crate::python::{self, freeze};
 
@@ -26,8 +25,6 @@ enum CacheError {
     Config(#[from] ConfigError),
     #[error("{0}")]
     Value(String),
-    #[error("there is no cache: `agent.venvs_cache.path` is empty")]
-    Off,
     #[error("{0}")]
     Io(#[from] std::io::Error),
     #[error("no kept environment's key starts with {0}")]
@@ -37,7 +34,7 @@ enum CacheError {
 impl CacheError {
     fn exit_code(&self) -> u8 {
         match self {
-            CacheError::Config(_) | CacheError::Value(_) | CacheError::Off => exit::CONFIG,
+            CacheError::Config(_) | CacheError::Value(_) => exit::CONFIG,
             CacheError::Io(_) => exit::AGENT,
             CacheError::Unknown(_) => exit::NOT_FOUND,
         }
@@ -46,7 +43,7 @@ impl CacheError {
 
 /// Gives the exit code: 0, or that of a damaged environment that stays.
 pub fn cache(args: &CacheArgs, global: &GlobalArgs, env: &Variables) -> u8 {
-    let (places, mirrors) = match kept(global, env) {
+    let kept = match kept(global, env) {
         Ok(kept) => kept,
         Err(error) => {
             eprintln!("clearml-agent: {error}");
@@ -55,19 +52,22 @@ pub fn cache(args: &CacheArgs, global: &GlobalArgs, env: &Variables) -> u8 {
     };
     let done = match &args.command {
         CacheCommand::List => {
-            places.iter().for_each(Place::list);
-            mirrors.iter().for_each(Mirrors::list);
+            if kept.places.iter().all(|place| place.image.is_some()) {
+                println!("No environments of this machine: `agent.venvs_cache.path` is empty");
+            }
+            kept.places.iter().for_each(Place::list);
+            kept.mirrors.iter().for_each(Mirrors::list);
             Ok(0)
         }
         CacheCommand::Verify { remove } => {
-            let left = verify(&places, *remove) + mirrors::verify(&mirrors, *remove);
+            let left = verify(&kept.places, *remove) + mirrors::verify(&kept.mirrors, *remove);
             Ok(if left == 0 { 0 } else { exit::AGENT })
         }
         CacheCommand::Prune {
             all,
             unused_days,
             keys,
-        } => prune(&places, &mirrors, *all, *unused_days, keys),
+        } => prune(&kept, *all, *unused_days, keys),
     };
     done.unwrap_or_else(|error| {
         eprintln!("clearml-agent: {error}");
@@ -79,40 +79,48 @@ pub fn cache(args: &CacheArgs, global: &GlobalArgs, env: &Variables) -> u8 {
 struct Place {
     store: Store,
     image: Option<OfImage>,
-    /// Where the runs' own folders are made.
-    runs: Option<PathBuf>,
 }
 
-fn kept(global: &GlobalArgs, env: &Variables) -> Result<(Vec<Place>, Vec<Mirrors>), CacheError> {
+/// All that runs leave.
+struct Kept {
+    /// Without this machine's own where it keeps none.
+    places: Vec<Place>,
+    /// Where the runs' own folders are made.
+    runs: Vec<PathBuf>,
+    mirrors: Vec<Mirrors>,
+}
+
+fn kept(global: &GlobalArgs, env: &Variables) -> Result<Kept, CacheError> {
     let home = env.get("HOME").filter(|h| !h.is_empty());
     let config = config::load(&Lookup {
         config_file: global.config_file.as_deref(),
         env,
         home: home.map(|home| std::path::Path::new(home.as_str())),
     })?;
-    let settings = python::Settings::from_lookup(&|key| config.value(key).cloned(), env)
-        .map_err(CacheError::Value)?
-        .venvs_cache
-        .ok_or(CacheError::Off)?;
-    let mut places = vec![Place {
+    let lookup = |key: &str| config.value(key).cloned();
+    let settings = python::Settings::from_lookup(&lookup, env).map_err(CacheError::Value)?;
+    let own = settings.venvs_cache.map(|settings| Place {
         store: Store::look(&settings),
         image: None,
-        runs: config.path("agent.venvs_dir"),
-    }];
+    });
+    let mut places = Vec::from_iter(own);
+    let mut runs = Vec::from_iter(config.path("agent.venvs_dir"));
     for kept in kept_for_images(&config) {
         for image in caches::of_images(&kept.host) {
-            let store = Store::look(&CacheSettings {
-                path: kept.environments(&image),
-                ..settings.clone()
-            });
+            let settings = python::settings::cache_at(kept.environments(&image), &lookup)
+                .map_err(CacheError::Value)?;
+            runs.extend(kept.runs(&image));
             places.push(Place {
-                store,
-                runs: kept.runs(&image),
+                store: Store::look(&settings),
                 image: Some(image),
             });
         }
     }
-    Ok((places, mirrors::all(&config)))
+    Ok(Kept {
+        places,
+        runs,
+        mirrors: mirrors::all(&config),
+    })
 }
 
 impl Place {
@@ -274,12 +282,12 @@ fn folders_of_runs(number: u64) -> String {
 }
 
 fn prune(
-    places: &[Place],
-    mirrors: &[Mirrors],
+    kept: &Kept,
     all: bool,
     unused_days: Option<u64>,
     keys: &[String],
 ) -> Result<u8, CacheError> {
+    let places = &kept.places;
     let entries: Vec<(&Place, Entry)> = places
         .iter()
         .flat_map(|place| place.entries().into_iter().map(move |entry| (place, entry)))
@@ -314,13 +322,13 @@ fn prune(
         }
     }
     let (old_mirrors, well) = match unused_days {
-        Some(days) => mirrors::prune(mirrors, days),
+        Some(days) => mirrors::prune(&kept.mirrors, days),
         None => (0, true),
     };
     if !well {
         code = exit::AGENT;
     }
-    let (mut swept, mut runs) = (0, 0);
+    let mut swept = 0;
     for place in places.iter().filter(|place| place.is_there()) {
         if keys.is_empty() {
             match place.store.make_room(0) {
@@ -336,9 +344,8 @@ fn prune(
             }
         }
     }
-    for place in places {
-        runs += place.runs.as_deref().map_or(0, run_dir::remove_leftovers);
-    }
+    let runs = kept.runs.iter().map(|runs| run_dir::remove_leftovers(runs));
+    let runs = runs.sum();
     let removed: Vec<_> = entries
         .iter()
         .filter(|(_, entry)| gone.contains(&entry.folder))

@@ -157,7 +157,16 @@ pub fn address(env: &Variables, config: &DockerConfig) -> Result<Address, Contai
             identity: identity(&folder),
             folder,
         });
-        return host_of(host, tls, "DOCKER_HOST");
+        let found = host_of(host, tls, "DOCKER_HOST")?;
+        // Never in clear where TLS is asked for.
+        if wanted && matches!(found.host, Host::Tcp { tls: None, .. }) {
+            return Err(ContainerError::BadAddress(
+                "DOCKER_HOST is to be spoken to over TLS (DOCKER_TLS_VERIFY, DOCKER_TLS), and nothing says \
+                 where the certificates are: set DOCKER_CERT_PATH, or HOME for ~/.docker"
+                    .into(),
+            ));
+        }
+        return Ok(found);
     }
     let context = set(env, "DOCKER_CONTEXT").map(|name| (name, "DOCKER_CONTEXT"));
     let current = config.json["currentContext"].as_str();
@@ -343,6 +352,30 @@ mod tests {
             let error = error.to_string();
             assert!(error.contains("DOCKER_HOST"), "{error}");
             assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_in_clear_where_tls_is_asked_for() {
+        let tcp = "tcp://engine";
+        for (host, wish, folder, expected) in [
+            (tcp, "DOCKER_TLS_VERIFY", None, None),
+            (tcp, "DOCKER_TLS", None, None),
+            (tcp, "DOCKER_TLS_VERIFY", Some(""), None),
+            (tcp, "DOCKER_TLS_VERIFY", Some("/certs"), Some(true)),
+            (tcp, "DOCKER_TLS", Some("/certs"), Some(true)),
+            (tcp, "OTHER", None, Some(false)),
+            ("unix:///socket", "DOCKER_TLS_VERIFY", None, Some(false)),
+        ] {
+            let mut env = vec![("DOCKER_HOST", host), (wish, "1")];
+            env.extend(folder.map(|folder| ("DOCKER_CERT_PATH", folder)));
+            let env = vars(&env);
+            let found = address(&env, &DockerConfig::read(&env));
+            let has_tls = found.ok().map(|found| match found.host {
+                Host::Tcp { tls, .. } => tls.is_some(),
+                _ => false,
+            });
+            assert_eq!(has_tls, expected, "{env:?}");
         }
     }
 

@@ -262,6 +262,25 @@ mod tests {
     }
 
     #[test]
+    fn port_0_is_any_that_is_free() {
+        let range = Some(Range {
+            first: 9000,
+            last: 9010,
+        });
+        for (asked, allowed, bound) in [
+            ("0:80", None, "80"),
+            ("127.0.0.1:0:80", None, "127.0.0.1::80"),
+            ("published=0,target=80", None, "80"),
+            ("0:80", range, "9000:80"),
+        ] {
+            let mut publications = publications(&[asked]);
+            let settled = settle(&mut publications, allowed, &|_, _| false).unwrap();
+            assert_eq!(publications[0].to_string(), bound, "{asked}");
+            assert_eq!(settled.mapping.is_empty(), allowed.is_none(), "{asked}");
+        }
+    }
+
+    #[test]
     fn ranges_are_read() {
         let range = |first, last| Ok(Some(Range { first, last }));
         for (value, expected) in [

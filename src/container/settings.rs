@@ -1,7 +1,7 @@
 //! What the configuration and the environment say about containers, but for the choice of image and
 //! arguments (`choice`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::address::Variables;
 use super::caches::{Cache, Keyed, OfImage};
@@ -79,12 +79,31 @@ impl ContainerRuntime {
 /// How the inner agent gets at repositories over ssh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ssh {
-    /// This machine's key agent.
-    Agent(PathBuf),
+    /// This machine's key agent. An engine elsewhere cannot mount it: its containers get the keys.
+    Agent { socket: PathBuf, folder: String },
     /// A copy of `~/.ssh`, placed in this folder of the container.
     Keys { folder: String },
     /// `agent.disable_ssh_mount`.
     None,
+}
+
+impl Ssh {
+    /// The key agent's socket, for a container of an engine that is on this machine or is not.
+    pub fn socket(&self, engine_is_local: bool) -> Option<&Path> {
+        match self {
+            Ssh::Agent { socket, .. } if engine_is_local => Some(socket),
+            _ => None,
+        }
+    }
+
+    /// Where such a container has a copy of the keys.
+    pub fn keys(&self, engine_is_local: bool) -> Option<&str> {
+        match self {
+            Ssh::Agent { .. } if engine_is_local => None,
+            Ssh::Agent { folder, .. } | Ssh::Keys { folder } => Some(folder),
+            Ssh::None => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,12 +209,11 @@ impl Settings {
         let no_ssh = flag("CLEARML_AGENT_DISABLE_SSH_MOUNT")
             .or(config.flag("agent.disable_ssh_mount")?)
             .unwrap_or(false);
-        let ssh = match set("SSH_AUTH_SOCK") {
+        let folder = inside("ssh_folder", "~/.ssh");
+        let ssh = match set("SSH_AUTH_SOCK").map(PathBuf::from) {
             _ if no_ssh => Ssh::None,
-            Some(socket) => Ssh::Agent(socket.into()),
-            None => Ssh::Keys {
-                folder: inside("ssh_folder", "~/.ssh"),
-            },
+            Some(socket) => Ssh::Agent { socket, folder },
+            None => Ssh::Keys { folder },
         };
         let mut caches = Vec::new();
         let mut cache = |key: &str, inside: String, keyed, tells: Option<&'static str>| {
@@ -323,5 +341,31 @@ impl Settings {
             system_site_packages: flag("CLEARML_AGENT_FORCE_SYSTEM_SITE_PACKAGES").unwrap_or(true),
             variables,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_has_the_key_agent_or_the_keys() {
+        let folder = || "~/.ssh".to_owned();
+        let agent = Ssh::Agent {
+            socket: "/agent".into(),
+            folder: folder(),
+        };
+        let keys = Ssh::Keys { folder: folder() };
+        for (ssh, engine_is_local, socket, copied) in [
+            (&agent, true, Some("/agent"), None),
+            (&agent, false, None, Some("~/.ssh")),
+            (&keys, true, None, Some("~/.ssh")),
+            (&keys, false, None, Some("~/.ssh")),
+            (&Ssh::None, true, None, None),
+            (&Ssh::None, false, None, None),
+        ] {
+            let found = (ssh.socket(engine_is_local), ssh.keys(engine_is_local));
+            assert_eq!(found, (socket.map(Path::new), copied), "{ssh:?}");
+        }
     }
 }

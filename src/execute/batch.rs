@@ -29,18 +29,17 @@ pub(super) async fn of_the_job(run: &Run, outcome: Outcome) -> Outcome {
     let stop = &run.settings.stop;
     match stop.on_preempt {
         Some(then) => {
+            let patience = match then {
+                OnPreempt::Keep => slurm::PATIENCE,
+                // For the words alone.
+                OnPreempt::Stop | OnPreempt::Requeue => slurm::LIMIT,
+            };
             let job = match &stop.batch {
-                Some(Batch::Slurm { job }) => slurm::job(job).await,
+                Some(Batch::Slurm { job }) => slurm::job(job, patience).await,
                 _ => None,
             };
             let round = run.settings.claimant.as_ref().map_or(0, |c| c.round);
-            let then = match then {
-                // It was cancelled, had its time, or ends now by itself: nothing starts it again.
-                OnPreempt::Keep if job.as_ref().is_some_and(|job| !job.comes_back(round)) => {
-                    OnPreempt::Stop
-                }
-                then => then,
-            };
+            let then = what_then(then, stop.batch.as_ref(), job.as_ref(), round);
             let by = stop.batch.as_ref().map(ToString::to_string);
             Outcome::Stopped(StopCause::Preempted {
                 by: by.unwrap_or_else(|| "the agent".into()),
@@ -49,6 +48,23 @@ pub(super) async fn of_the_job(run: &Run, outcome: Outcome) -> Outcome {
             })
         }
         None => outcome,
+    }
+}
+
+/// What was asked for, unless nothing starts a job of Slurm's again: it was cancelled, had its time, or ends
+/// now by itself. Nor where Slurm does not say: if such a job comes back, it goes on with a task that was
+/// stopped, and nobody else would end one that was kept.
+fn what_then(
+    asked: OnPreempt,
+    batch: Option<&Batch>,
+    job: Option<&slurm::Job>,
+    round: u32,
+) -> OnPreempt {
+    let of_slurm = matches!(batch, Some(Batch::Slurm { .. }));
+    let comes_back = job.is_some_and(|job| job.comes_back(round));
+    match asked {
+        OnPreempt::Keep if of_slurm && !comes_back => OnPreempt::Stop,
+        asked => asked,
     }
 }
 
@@ -176,6 +192,29 @@ pub(super) fn is_of_this_start(runtime: &Map<String, Value>, claimant: &Claimant
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_task_is_kept_for_a_job_that_is_known_to_come_back() {
+        use OnPreempt::{Keep, Requeue, Stop};
+        let job = |restarts: u32| {
+            slurm::Job::read(&format!("JobState=COMPLETING Restarts={restarts}")).unwrap()
+        };
+        let (back, gone) = (job(2), job(1));
+        let slurm = Batch::Slurm { job: "7".into() };
+        let pod = Batch::Kubernetes { pod: "p".into() };
+        for (asked, batch, job, expected) in [
+            (Keep, Some(&slurm), Some(&back), Keep),
+            (Keep, Some(&slurm), Some(&gone), Stop),
+            (Keep, Some(&slurm), None, Stop),
+            (Keep, Some(&pod), None, Keep),
+            (Keep, None, None, Keep),
+            (Requeue, Some(&slurm), None, Requeue),
+            (Stop, Some(&slurm), Some(&back), Stop),
+        ] {
+            let found = what_then(asked, batch, job, 1);
+            assert_eq!(found, expected, "{asked:?} {batch:?} {job:?}");
+        }
+    }
 
     #[test]
     fn a_rank_tells_the_ranks_of_its_own_start() {

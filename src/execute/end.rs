@@ -34,6 +34,11 @@ impl End {
         }
     }
 
+    /// Until when the final status is tried: the log may have had all the time there was.
+    fn for_status(&self, now: tokio::time::Instant) -> tokio::time::Instant {
+        self.deadline.max(now + STATUS_LIMIT)
+    }
+
     /// Resolves when somebody does not want to wait.
     pub async fn hurried(&self, stop: &Stop) {
         match (self.was_stopped, self.was_hurried) {
@@ -86,20 +91,22 @@ pub(super) async fn write_status(
     // The server compares no more than the status, and that is the same for every attempt.
     let writing = async {
         if is_recorded
-            && let Some(standing) = tasks::standing(&run.session, &run.task.id).await?
+            && let Some(standing) =
+                until_heard(async || tasks::standing(&run.session, &run.task.id).await).await?
             && standing
                 .said(CLAIM)
                 .is_some_and(|claim| claim != run.settings.run)
         {
             return Ok(None);
         }
-        tasks::finish(&run.session, &run.task.id, status, note)
+        until_heard(async || tasks::finish(&run.session, &run.task.id, status, note).await)
             .await
             .map(Some)
     };
+    let deadline = end.for_status(tokio::time::Instant::now());
     let told = tokio::select! {
         told = writing => told.map_err(|error: ApiError| error.to_string()),
-        () = tokio::time::sleep_until(end.deadline) => Err("no answer in time".into()),
+        () = tokio::time::sleep_until(deadline) => Err("no answer in time".into()),
         () = end.hurried(stop) => Err("not waited for".into()),
     };
     match told {
@@ -129,6 +136,74 @@ pub(super) async fn write_status(
                 verdict.reason
             );
             Told::Unheard
+        }
+    }
+}
+
+/// Calls again as long as there is no answer: how long that may go on is the caller's to say, not the
+/// call's own patience.
+async fn until_heard<T>(call: impl AsyncFn() -> Result<T, ApiError>) -> Result<T, ApiError> {
+    /// After all the pauses of the call itself.
+    const PAUSE: Duration = Duration::from_millis(200);
+    loop {
+        match call().await {
+            Err(error @ ApiError::Unreachable { .. }) => {
+                tracing::debug!(%error, "the final status");
+                tokio::time::sleep(PAUSE).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_silence_is_tried_again() {
+        let silence = || ApiError::Unreachable {
+            host: "h".into(),
+            cause: "HTTP 503".into(),
+            tries: 9,
+            waited: Duration::from_secs(15),
+        };
+        let calls = Cell::new(0);
+        let heard = until_heard(async || {
+            calls.set(calls.get() + 1);
+            match calls.get() {
+                1 | 2 => Err(silence()),
+                _ => Ok(calls.get()),
+            }
+        });
+        assert_eq!(heard.await.unwrap(), 3);
+        let refused = until_heard(async || {
+            calls.set(calls.get() + 1);
+            Err::<(), _>(ApiError::Refused {
+                endpoint: "tasks.completed",
+                code: 400,
+                subcode: 1,
+                message: String::new(),
+            })
+        });
+        assert!(refused.await.is_err());
+        assert_eq!(calls.get(), 4);
+    }
+
+    #[test]
+    fn the_status_has_its_time_after_a_log_that_took_all() {
+        let begin = tokio::time::Instant::now();
+        let end = End {
+            deadline: begin + Duration::from_secs(60),
+            drain: Duration::from_secs(60),
+            was_stopped: false,
+            was_hurried: false,
+        };
+        for (after, expected) in [(1, 60), (58, 63), (60, 65)] {
+            let deadline = end.for_status(begin + Duration::from_secs(after));
+            assert_eq!(deadline, begin + Duration::from_secs(expected));
         }
     }
 }

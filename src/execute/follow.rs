@@ -25,6 +25,7 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Us
         handover,
         write_back,
         versions: _,
+        borrowed: _borrowed,
     } = prepared;
     run.console.say(handover);
     run.journal.job_started();
@@ -69,7 +70,7 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Us
     let ending = async {
         let ended = loop {
             tokio::select! {
-                ended = job.wait() => break (ended, signalled_beside(run).await),
+                ended = job.wait() => break (ended, signalled_beside(run, ended).await),
                 cause = run.stop.requested() => {
                     break (stop(run, &mut job, &cause, &callback).await, Some(cause));
                 }
@@ -117,13 +118,23 @@ pub(super) async fn follow(run: &Run, prepared: Prepared) -> (Outcome, Option<Us
 
 /// The signal that ended the script, where that went to the whole of a Slurm job: the script may be gone
 /// before this agent has noticed its own.
-async fn signalled_beside(run: &Run) -> Option<StopCause> {
+async fn signalled_beside(run: &Run, ended: Ended) -> Option<StopCause> {
     /// Between two processes of one job.
     const ECHO: Duration = Duration::from_millis(250);
+    /// From the kernel to this: a signal that was there before the script's end is seen by then. One that
+    /// the script has answered with a checkpoint and exit code 0 came long before its end; one that comes
+    /// after that is nothing to a script that is done.
+    const ARRIVED: Duration = Duration::from_millis(20);
     if !matches!(run.settings.stop.batch, Some(Batch::Slurm { .. })) {
         return None;
     }
-    let cause = tokio::time::timeout(ECHO, run.stop.requested()).await.ok();
+    let within = match ended {
+        Ended::Exited { code: 0 } => ARRIVED,
+        _ => ECHO,
+    };
+    let cause = tokio::time::timeout(within, run.stop.requested())
+        .await
+        .ok();
     cause.filter(|cause| matches!(cause, StopCause::Signal(_)))
 }
 
@@ -144,9 +155,10 @@ async fn stop(
             () = run.stop.hurried() => {}
         }
     }
-    let then = match settings.grace() {
+    let then = match allowed(run, Some(cause)) {
         Grace::Of(grace) => format!("if it still runs after {} s", grace.as_secs()),
         Grace::LeftBySlurm { .. } => "before Slurm sends it (KillWait, or the job's end)".into(),
+        Grace::AsSlurmsKillWait => "if it still runs after most of Slurm's KillWait".into(),
     };
     run.console.say(format!(
         "Stopping the script ({cause}): {}, and SIGKILL {then}",
@@ -167,13 +179,20 @@ async fn stop(
     }
 }
 
+/// In a container, what the agent outside gives.
+fn allowed<'a>(run: &'a Run, cause: Option<&StopCause>) -> Grace<'a> {
+    match run.stop.grace() {
+        Some(grace) => Grace::Of(grace),
+        None => run.settings.stop.grace(cause),
+    }
+}
+
 /// How long the script has to end.
 pub(super) async fn grace(run: &Run) -> Duration {
-    match run.settings.stop.grace() {
+    match allowed(run, run.stop.cause().as_ref()) {
         Grace::Of(grace) => grace,
-        Grace::LeftBySlurm { job } if run.stop.cause().is_some() => slurm::grace(job).await,
-        // Nothing has been sent yet: what it is at least.
-        Grace::LeftBySlurm { .. } => slurm::least_grace().await,
+        Grace::LeftBySlurm { job } => slurm::grace(job).await,
+        Grace::AsSlurmsKillWait => slurm::least_grace().await,
     }
 }
 

@@ -357,7 +357,7 @@ fn variables(run: &Run, settings: &Settings, plan: &Plan) -> Vec<(String, String
             .chain(gpus)
             .map(|(name, value)| (name.to_owned(), value)),
     );
-    if let Ssh::Agent(socket) = &settings.ssh {
+    if let Some(socket) = settings.ssh.socket(true) {
         variables.push((
             "SSH_AUTH_SOCK".into(),
             socket.to_string_lossy().into_owned(),
@@ -368,7 +368,7 @@ fn variables(run: &Run, settings: &Settings, plan: &Plan) -> Vec<(String, String
 
 /// Keys and git credentials, relative to the home.
 fn home_items(run: &Run, settings: &Settings, user: &User) -> Vec<crate::container::archive::Item> {
-    let mut items = parcel::home_files(run, settings, user);
+    let mut items = parcel::home_files(run, settings, user, true);
     let home = format!("{}/", user.home.trim_matches('/'));
     items.retain_mut(|item| match item.path.strip_prefix(&home) {
         Some(below) => {
@@ -440,7 +440,7 @@ fn binds(
         add(bind(cache.source.clone(), &cache.target, false));
     }
     match &settings.ssh {
-        Ssh::Agent(socket) => add(bind(text(socket), &text(socket), false)),
+        Ssh::Agent { socket, .. } => add(bind(text(socket), &text(socket), false)),
         Ssh::Keys { folder: inside } => {
             let target = caches::at_home(inside, &plan.user);
             let keys = run
@@ -568,10 +568,13 @@ async fn stop(run: &Run, job: &mut Job, inner: &mut Inner, cause: &StopCause) ->
         StopCause::Server { .. } => run.settings.stop.callback_limit,
         _ => Duration::ZERO,
     };
-    let limit = callback
-        .saturating_add(grace(run).await)
-        .saturating_add(INNER_GRACE);
-    if inner.say(&Order::Stop(cause.clone())) {
+    let grace = grace(run).await;
+    let limit = callback.saturating_add(grace).saturating_add(INNER_GRACE);
+    let order = Order::Stop {
+        cause: cause.clone(),
+        grace,
+    };
+    if inner.say(&order) {
         tokio::select! {
             ended = job.wait() => return ended,
             () = tokio::time::sleep(limit) => run.console.say("The container does not end: SIGKILL"),

@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::carry_out::{self, Ending, Ran};
 use super::claim;
 use super::job_env::Variables;
@@ -19,8 +21,6 @@ use super::settings::{self, Grace, Settings};
 use super::stop::Stop;
 use super::take;
 use super::timeline::Timeline;
-use serde::{Deserialize, Serialize};
-
 use crate::api::Session;
 use crate::cli::{ExecuteArgs, GlobalArgs};
 use crate::container::apptainer::limits;
@@ -177,11 +177,13 @@ fn settings_of(
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Order {
-    Stop(StopCause),
-    /// A signal for the script.
-    Notice {
-        notice: i32,
+    Stop {
+        cause: StopCause,
+        /// How long the script has to end: only outside there is a batch system that can be asked.
+        grace: Duration,
     },
+    /// A signal for the script.
+    Notice { notice: i32 },
 }
 
 /// Takes orders from standard input. Its end means that the agent on the host is gone: nobody is left
@@ -191,7 +193,7 @@ fn listen(stop: &Stop) -> io::Result<()> {
     let listen = move || {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
             match serde_json::from_str(&line) {
-                Ok(Order::Stop(cause)) => stop.ask(cause),
+                Ok(Order::Stop { cause, grace }) => stop.ask_within(cause, grace),
                 Ok(Order::Notice { notice }) => stop.notify(notice),
                 Err(error) => tracing::debug!(%error, "an order that is not understood"),
             }
@@ -290,10 +292,11 @@ async fn set_up(
         tokio::select! {
             ended = job.wait() => Ok(ended),
             cause = stop.requested() => {
-                let grace = ready(match settings.stop.grace() {
+                let grace = match settings.stop.grace(Some(&cause)) {
                     Grace::Of(grace) => grace,
-                    Grace::LeftBySlurm { .. } => settings::GRACE,
-                });
+                    Grace::LeftBySlurm { .. } | Grace::AsSlurmsKillWait => settings::GRACE,
+                };
+                let grace = ready(stop.grace().unwrap_or(grace));
                 tokio::select! {
                     _ = job.stop(settings.stop.signal, grace) => {}
                     () = stop.hurried() => {}

@@ -69,6 +69,7 @@ impl NotRun {
             NotRun::Refused(refused) => match refused {
                 Refused::NoSuchTask { .. } => Reason::NotFound,
                 Refused::NotQueued { .. } => Reason::NotQueued,
+                Refused::TooSlow { .. } => Reason::NoServer,
                 Refused::TakenByAnother { .. }
                 | Refused::Held { .. }
                 | Refused::RunsStill { .. } => Reason::TakenByAnother,

@@ -19,7 +19,7 @@ use crate::api::{ApiError, Session, Trust, tasks};
 use crate::process;
 use crate::python::{self, Environment, PythonError, command, notebook};
 use crate::secret::mask_url_password;
-use crate::source::{self, SourceError, Sources};
+use crate::source::{self, Borrowed, SourceError, Sources};
 use crate::task::{Requirements, Script, Task};
 
 /// What can be started, and what is then to be recorded.
@@ -29,6 +29,8 @@ pub(super) struct Prepared {
     pub handover: String,
     pub write_back: WriteBack,
     pub versions: Versions,
+    /// To be held until the script has ended.
+    pub borrowed: Borrowed,
 }
 
 /// What the task did not say itself and the run found out.
@@ -76,7 +78,7 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
         match &sources {
             Ok(sources) => {
                 run.timeline.mark(Phase::CodeReady);
-                same_commit::tell(run, &script, sources.commit.as_deref()).await;
+                same_commit::tell(run, &script, sources.commit.as_deref());
             }
             Err(_) => token.cancel(),
         }
@@ -190,6 +192,7 @@ pub(super) async fn prepare(run: &Run, run_dir: &RunDir) -> Result<Prepared, Out
             commit,
         },
         versions,
+        borrowed: sources.borrowed,
     })
 }
 

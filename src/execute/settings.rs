@@ -10,7 +10,7 @@ use super::git_settings;
 use super::job_env::{self, Gpus, Variables};
 use super::monitoring::MonitorSettings;
 use super::node;
-use super::outcome::exit;
+use super::outcome::{StopCause, exit};
 use super::scheduler::{self, Batch, Claimant};
 use super::worker_place::{self, Place};
 use crate::api::{Endpoint, Trust};
@@ -86,18 +86,25 @@ pub struct JobSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grace<'a> {
     Of(Duration),
-    /// As long as Slurm leaves it.
+    /// As long as Slurm leaves it, which has told the job that it ends.
     LeftBySlurm {
         job: &'a str,
     },
+    /// As long as Slurm leaves a script in any case.
+    AsSlurmsKillWait,
 }
 
 impl StopSettings {
-    pub fn grace(&self) -> Grace<'_> {
-        match (self.given_grace, &self.batch) {
-            (Some(grace), _) => Grace::Of(grace),
-            (None, Some(Batch::Slurm { job })) => Grace::LeftBySlurm { job },
-            (None, _) => Grace::Of(GRACE),
+    /// After a stop for `cause`; before one, what it is at least.
+    pub fn grace(&self, cause: Option<&StopCause>) -> Grace<'_> {
+        match (self.given_grace, &self.batch, cause) {
+            (Some(grace), ..) => Grace::Of(grace),
+            // Whoever else wants an end may not wait for the job's own.
+            (None, Some(Batch::Slurm { job }), Some(StopCause::Signal(signal::TERM))) => {
+                Grace::LeftBySlurm { job }
+            }
+            (None, Some(Batch::Slurm { .. }), _) => Grace::AsSlurmsKillWait,
+            (None, ..) => Grace::Of(GRACE),
         }
     }
 }
@@ -482,4 +489,64 @@ fn no_folder(key: &str) -> SettingsError {
     SettingsError::Value(format!(
         "there is no folder for `{key}`: HOME is not set, and neither is the key in clearml.conf"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_slurms_own_signal_leaves_the_time_to_the_jobs_end() {
+        let slurm = || Batch::Slurm { job: "7".into() };
+        let pod = || Batch::Kubernetes { pod: "p".into() };
+        let given = Duration::from_secs(3);
+        let of_slurm = Grace::LeftBySlurm { job: "7" };
+        let term = StopCause::Signal(signal::TERM);
+        let abort = StopCause::Server { what: "x".into() };
+        let rank = StopCause::Rank { what: "x".into() };
+        for (batch, given_grace, cause, expected) in [
+            (Some(slurm()), None, Some(term.clone()), of_slurm),
+            (
+                Some(slurm()),
+                None,
+                Some(StopCause::Signal(signal::INT)),
+                Grace::AsSlurmsKillWait,
+            ),
+            (Some(slurm()), None, Some(abort), Grace::AsSlurmsKillWait),
+            (Some(slurm()), None, Some(rank), Grace::AsSlurmsKillWait),
+            (
+                Some(slurm()),
+                None,
+                Some(StopCause::Timeout { after: 1 }),
+                Grace::AsSlurmsKillWait,
+            ),
+            (
+                Some(slurm()),
+                None,
+                Some(StopCause::TakenOver),
+                Grace::AsSlurmsKillWait,
+            ),
+            (Some(slurm()), None, None, Grace::AsSlurmsKillWait),
+            (
+                Some(slurm()),
+                Some(given),
+                Some(term.clone()),
+                Grace::Of(given),
+            ),
+            (Some(pod()), None, Some(term.clone()), Grace::Of(GRACE)),
+            (None, None, Some(term), Grace::Of(GRACE)),
+        ] {
+            let settings = StopSettings {
+                signal: signal::TERM,
+                given_grace,
+                on_preempt: None,
+                batch,
+                timeout: None,
+                callback: None,
+                callback_limit: Duration::ZERO,
+            };
+            let found = settings.grace(cause.as_ref());
+            assert_eq!(found, expected, "{settings:?} {cause:?}");
+        }
+    }
 }

@@ -1,12 +1,17 @@
 //! What Slurm says when it is asked.
 
+use std::io;
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::settings::GRACE;
 
-/// A controller that does not answer by then is not waited for.
-const LIMIT: Duration = Duration::from_secs(1);
+/// A controller that does not answer by then is not waited for: the script's time runs.
+pub const LIMIT: Duration = Duration::from_secs(1);
+/// Whether a job comes back is worth more: a part of what is left for the log and the status.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+/// Between two questions.
+const PAUSE: Duration = Duration::from_millis(300);
 /// A job that ends within this was told of that (`--signal=B:TERM@300`, a partition's `GraceTime`); else
 /// SIGTERM came from somebody who says nothing of a time.
 const NEAR: Duration = Duration::from_secs(3600);
@@ -22,30 +27,50 @@ pub struct Job {
     end: Option<Duration>,
 }
 
-/// What the controller says of `job`, where there is one that answers.
-pub async fn job(job: &str) -> Option<Job> {
-    Job::read(&scontrol(&["-o", "show", "job", job]).await?)
+/// What the controller says of `job`, where there is one that answers within `patience`.
+pub async fn job(job: &str, patience: Duration) -> Option<Job> {
+    let asking = async {
+        loop {
+            match show(job).await {
+                Ok(Some(job)) => return Some(job),
+                // There is none to be asked.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+                _ => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    };
+    within(patience, asking).await
+}
+
+async fn show(job: &str) -> io::Result<Option<Job>> {
+    let shown = scontrol(&["-o", "show", "job", job]).await?;
+    Ok(Job::read(&shown))
+}
+
+async fn within<T>(limit: Duration, answer: impl Future<Output = Option<T>>) -> Option<T> {
+    tokio::time::timeout(limit, answer).await.ok().flatten()
 }
 
 /// How long Slurm leaves a job between SIGTERM and SIGKILL (`KillWait`).
 async fn kill_wait() -> Option<Duration> {
-    read_kill_wait(&scontrol(&["show", "config"]).await?)
+    let ask = async { read_kill_wait(&scontrol(&["show", "config"]).await.ok()?) };
+    within(LIMIT, ask).await
 }
 
-async fn scontrol(words: &[&str]) -> Option<String> {
+async fn scontrol(words: &[&str]) -> io::Result<String> {
     let mut ask = tokio::process::Command::new("scontrol");
     ask.args(words)
         .env("SLURM_TIME_FORMAT", "%s")
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true);
-    let answer = tokio::time::timeout(LIMIT, ask.output()).await.ok()?.ok()?;
-    Some(String::from_utf8_lossy(&answer.stdout).into_owned())
+    let answer = ask.output().await?;
+    Ok(String::from_utf8_lossy(&answer.stdout).into_owned())
 }
 
 impl Job {
     /// `JobId=7 JobName=x … JobState=COMPLETING Reason=None … Restarts=0 … EndTime=1795472758 …`
-    fn read(shown: &str) -> Option<Job> {
+    pub(super) fn read(shown: &str) -> Option<Job> {
         let field = |name: &str| {
             let mut fields = shown.split_whitespace();
             fields.find_map(|field| field.strip_prefix(name))
@@ -80,7 +105,8 @@ impl Job {
 /// How long a script of `job_id` may take to end, now that the job was sent SIGTERM.
 pub async fn grace(job_id: &str) -> Duration {
     let begin = Instant::now();
-    let (wait, job) = tokio::join!(kill_wait(), job(job_id));
+    let job = async { show(job_id).await.ok().flatten() };
+    let (wait, job) = tokio::join!(kill_wait(), within(LIMIT, job));
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let grace = grace_of(wait, job.as_ref(), now.unwrap_or_default());
     // Slurm's clock ran while it was asked.

@@ -18,6 +18,8 @@ pub struct Stop {
     /// Asked a second time.
     hurry: CancellationToken,
     notices: Arc<Notices>,
+    /// What the agent outside a container gives the script to end.
+    grace: Arc<OnceLock<Duration>>,
 }
 
 /// Signals that are for the script: notices that a scheduler gives some time before it stops a job.
@@ -105,6 +107,17 @@ impl Stop {
             self.hurry.cancel();
         }
         self.request(cause);
+    }
+
+    /// As [`Stop::ask`], with the time that the script has.
+    pub fn ask_within(&self, cause: StopCause, grace: Duration) {
+        let _ = self.grace.set(grace);
+        self.ask(cause);
+    }
+
+    /// How long the script has, where that came with the request.
+    pub fn grace(&self) -> Option<Duration> {
+        self.grace.get().copied()
     }
 
     /// The next signal that is to be passed on as it is (SIGUSR1, SIGUSR2): `#SBATCH --signal=USR1@300`.

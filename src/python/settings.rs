@@ -302,13 +302,7 @@ impl Settings {
                 .as_deref()
                 .map_or_else(std::env::temp_dir, Path::to_owned)
                 .join(".clearml"),
-            venvs_cache: venvs_cache(
-                &Reader {
-                    config,
-                    prefix: "agent.venvs_cache.",
-                },
-                home.as_deref(),
-            )?,
+            venvs_cache: venvs_cache(config, home.as_deref())?,
             cuda: cuda_wanted(&agent)?,
             torch: torch(&manager, agent.is_on("cpu_only")?, &mut notes)?,
             home,
@@ -412,7 +406,13 @@ fn conda(manager: &Reader<'_>, env: &Variables) -> Result<CondaSettings, String>
     })
 }
 
-fn venvs_cache(reader: &Reader<'_>, home: Option<&Path>) -> Result<Option<CacheSettings>, String> {
+const VENVS_CACHE: &str = "agent.venvs_cache.";
+
+fn venvs_cache(config: Lookup<'_>, home: Option<&Path>) -> Result<Option<CacheSettings>, String> {
+    let reader = Reader {
+        config,
+        prefix: VENVS_CACHE,
+    };
     let Some(path) = reader.text("path")? else {
         return Ok(None);
     };
@@ -420,7 +420,16 @@ fn venvs_cache(reader: &Reader<'_>, home: Option<&Path>) -> Result<Option<CacheS
         (Some(rest), Some(home)) => home.join(rest),
         _ => PathBuf::from(path),
     };
-    let mut settings = CacheSettings::at(std::path::absolute(&path).unwrap_or(path));
+    cache_at(std::path::absolute(&path).unwrap_or(path), config).map(Some)
+}
+
+/// Environments that are kept in that folder, whichever is configured, with the limits that are.
+pub fn cache_at(path: PathBuf, config: Lookup<'_>) -> Result<CacheSettings, String> {
+    let reader = Reader {
+        config,
+        prefix: VENVS_CACHE,
+    };
+    let mut settings = CacheSettings::at(path);
     if let Some(count) = reader.number("max_entries")? {
         settings.max_entries = whole(count);
     }
@@ -442,7 +451,7 @@ fn venvs_cache(reader: &Reader<'_>, home: Option<&Path>) -> Result<Option<CacheS
             )
         })?;
     }
-    Ok(Some(settings))
+    Ok(settings)
 }
 
 #[allow(

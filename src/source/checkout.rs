@@ -109,7 +109,9 @@ fn fill_from(
     let work_tree = repository.workdir().unwrap_or(&git_dir).to_owned();
     drop(repository);
     let objects = mirror.repository.path().join("objects");
-    link_objects(&objects, &git_dir.join("objects"))?;
+    if !link_objects(&objects, &git_dir.join("objects"))? {
+        mirrors.borrow(mirror);
+    }
     write_references(&mirror.repository, &git_dir)?;
     if mirror.repository.is_shallow() {
         let (from, to) = (
@@ -155,16 +157,18 @@ fn asks_for_history(root: &Path) -> Option<&'static str> {
 }
 
 /// Hard links of the mirror's packs: nothing is copied, and the mirror may go at any time. Where
-/// links are not possible (another disk, another owner) git's alternates name the mirror instead.
-fn link_objects(from: &Path, to: &Path) -> Result<(), SourceError> {
+/// links are not possible (another disk, another owner) git's alternates name the mirror instead. Gives
+/// whether there are links.
+fn link_objects(from: &Path, to: &Path) -> Result<bool, SourceError> {
     if link_tree(from, to).is_ok() {
-        return Ok(());
+        return Ok(true);
     }
     let info = to.join("info");
     let alternates = info.join("alternates");
     fs::create_dir_all(&info).map_err(SourceError::io("creating", &info))?;
     fs::write(&alternates, format!("{}\n", from.display()))
-        .map_err(SourceError::io("writing", &alternates))
+        .map_err(SourceError::io("writing", &alternates))?;
+    Ok(false)
 }
 
 fn link_tree(from: &Path, to: &Path) -> io::Result<()> {

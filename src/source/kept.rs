@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::mirror_folder::{OUT_OF_USE, packs_are_whole};
+use super::mirror_folder::{OUT_OF_USE, is_borrowed, packs_are_whole};
 
 /// One mirror.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,12 +46,16 @@ pub fn mirrors(cache: &Path) -> Vec<KeptMirror> {
                 _ => name,
             };
             let lock = cache.join(format!("{address}.lock"));
-            let used = fs::symlink_metadata(&lock).or_else(|_| entry.metadata());
+            let is_out_of_use = folder.join(OUT_OF_USE).exists();
+            let used = match is_out_of_use {
+                true => entry.metadata(),
+                false => fs::symlink_metadata(&lock).or_else(|_| entry.metadata()),
+            };
             Some(KeptMirror {
                 name: name.to_owned(),
                 bytes: size(&folder),
                 last_used: used.and_then(|found| found.modified()).ok()?,
-                is_out_of_use: folder.join(OUT_OF_USE).exists(),
+                is_out_of_use,
                 lock,
                 folder,
             })
@@ -85,6 +89,9 @@ impl KeptMirror {
         {
             return Ok(false);
         }
+        if is_borrowed(&self.folder) {
+            return Ok(false);
+        }
         match fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(true),
@@ -111,6 +118,7 @@ fn size(folder: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::mirror_folder::borrow;
     use super::*;
     use std::time::Duration;
 
@@ -146,11 +154,19 @@ mod tests {
 
         fs::write(at(&format!("{anew}.git/{OUT_OF_USE}")), "").unwrap();
         let old = mirrors(dir.path()).into_iter().find(|m| m.is_out_of_use);
-        assert_eq!(old.unwrap().name, anew);
+        let old = old.unwrap();
+        assert_eq!(old.name, anew);
+        // Of its address another is in use.
+        assert!(old.last_used > used);
 
         lock.lock().unwrap();
         assert!(!one.remove().unwrap());
         lock.unlock().unwrap();
+        let borrowed = [(); 2].map(|()| borrow(&at(&format!("{code}.git"))).unwrap());
+        for held in borrowed {
+            assert!(!one.remove().unwrap());
+            drop(held);
+        }
         assert!(one.remove().unwrap());
         assert!(mirrors(dir.path()).len() == 1 && mirrors(&at("link.git")).is_empty());
     }

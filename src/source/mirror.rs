@@ -1,6 +1,7 @@
 //! The cache of repositories: one bare mirror for each address, made whole or not at all, used
 //! by one process at a time.
 
+use std::cell::RefCell;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::{SourceError, did_you_mean};
 use super::mirror_folder::{
-    Place, discard, mirror_name, open, packs_are_whole, remove_stale_files, reset_config,
+    Place, borrow, discard, mirror_name, open, packs_are_whole, remove_stale_files, reset_config,
 };
 use super::network::{Get, Network};
 use super::revision::Wanted;
@@ -36,6 +37,8 @@ pub(super) struct Mirrors<'a> {
     pub(super) clone_on_pull_fail: bool,
     /// Whether commits may be had without their history.
     pub(super) shallow: bool,
+    /// Of each mirror from which this run's work trees take their objects.
+    pub(super) borrowed: RefCell<Vec<File>>,
     pub(super) network: Network<'a>,
     pub(super) console: &'a Console,
     pub(super) stop: &'a CancellationToken,
@@ -59,8 +62,8 @@ pub(super) struct Mirror {
     pub(super) fetched: bool,
     /// A mirror made just now; a failure with it is not old damage.
     pub(super) new: bool,
-    /// Its lock.
-    _place: Place,
+    /// With its lock.
+    place: Place,
 }
 
 impl Mirrors<'_> {
@@ -168,7 +171,6 @@ impl Mirrors<'_> {
     ) -> Result<Found, SourceError> {
         self.say_fetching(address);
         place.remove_left_overs()?;
-        let work_dir = self.scratch.parent().unwrap_or(&self.scratch);
         if let (Wanted::Commit(id), History::NotNeeded) = (wanted, history)
             && address.transport != Transport::Local
         {
@@ -176,13 +178,13 @@ impl Mirrors<'_> {
             let repository = open(building.path())?;
             if self.fetch_alone(&repository, address, *id)?.is_some() {
                 drop(repository);
-                let repository = place.put(building, work_dir)?;
+                let repository = place.put(building)?;
                 return Ok(Found::fetched(repository, *id, true));
             }
         }
         let building = self.begin(place)?;
         self.update(&open(building.path())?, address)?;
-        let repository = place.put(building, work_dir)?;
+        let repository = place.put(building)?;
         self.find(repository, address, wanted, true)
     }
 
@@ -219,6 +221,18 @@ impl Mirrors<'_> {
                 Ok(None)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Keeps the mirror for as long as the run lasts: a work tree takes its objects from there.
+    pub(super) fn borrow(&self, mirror: &Mirror) {
+        if !mirror.place.is_shared() {
+            return;
+        }
+        match borrow(mirror.repository.path()) {
+            Ok(held) => self.borrowed.borrow_mut().push(held),
+            // A disk that takes no locks, most likely: no reason not to run.
+            Err(error) => tracing::debug!(%error, "the mirror is not held"),
         }
     }
 
@@ -426,7 +440,7 @@ impl Found {
             found_by: self.found_by,
             fetched: self.fetched,
             new: self.new,
-            _place: place,
+            place,
         }
     }
 }

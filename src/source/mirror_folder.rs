@@ -1,7 +1,7 @@
 //! The folders of mirrors: what they are called, how they come into their places and go, and what
 //! processes that were killed have left in them. To be used by who holds the mirror's lock.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,6 +39,34 @@ pub(super) fn reset_config(folder: &Path) -> Result<(), SourceError> {
 const ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// In a mirror that is not to be used any more. Its folder is as old as this file.
 pub(super) const OUT_OF_USE: &str = "out-of-use";
+
+/// In a mirror: held, shared, by each run whose work trees take their objects from it.
+const BORROWED: &str = "borrowed";
+
+/// Says that work trees take their objects from the mirror, for as long as what is returned lives. To be
+/// used, as [`is_borrowed`], by who holds the mirror's lock, so that none of them ever waits.
+pub(super) fn borrow(mirror: &Path) -> io::Result<File> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(mirror.join(BORROWED))?;
+    match file.try_lock_shared() {
+        Err(TryLockError::Error(error)) => Err(error),
+        _ => Ok(file),
+    }
+}
+
+/// Whether a run on this machine, or in a container here, borrows from the mirror.
+pub(super) fn is_borrowed(mirror: &Path) -> bool {
+    let path = mirror.join(BORROWED);
+    // A container may have put anything there.
+    let is_file = fs::symlink_metadata(&path).is_ok_and(|found| found.is_file());
+    is_file
+        && File::open(&path)
+            .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
 
 /// Where one address's mirror is, locked where others use it, too. A mirror that is made anew stands beside
 /// the one before (`name.git`, `name.1.git`, …), of which work trees may have their objects: each has a
@@ -86,12 +114,9 @@ impl Place {
         Ok(newest.filter(|path| !path.join(OUT_OF_USE).exists()))
     }
 
-    /// Makes what was built the mirror to be used. `work_dir`: where work trees are made of it.
-    pub(super) fn put(
-        &self,
-        building: TempDir,
-        work_dir: &Path,
-    ) -> Result<Repository, SourceError> {
+    /// Makes what was built the mirror to be used. Those before it stay for a while: runs of other hosts, too,
+    /// may take their objects from them.
+    pub(super) fn put(&self, building: TempDir) -> Result<Repository, SourceError> {
         let earlier = self.mirrors()?;
         let mut number = earlier.last().map_or(0, |(number, _)| number + 1);
         let folder = loop {
@@ -109,10 +134,7 @@ impl Place {
         // Nothing is left at the temporary name.
         let _ = building.keep();
         for (_, path) in earlier {
-            let marked = path.join(OUT_OF_USE).exists();
-            if can_be_linked(&path, work_dir) || (marked && is_old(&path)) {
-                remove_if_possible(&path);
-            } else if !marked {
+            if !path.join(OUT_OF_USE).exists() {
                 // Where nothing can be written, nothing can be removed either.
                 let _ = discard(&path);
             }
@@ -126,7 +148,7 @@ impl Place {
         format!(".{}.git.{}.", self.name, uname.nodename().to_string_lossy())
     }
 
-    /// Removes half-made mirrors of processes that were killed. We hold the lock, so those of this host are
+    /// Removes mirrors that are long out of use, and half-made ones of processes that were killed. We hold the lock, so those of this host are
     /// nobody's; a disk that hosts share may keep each one's locks to itself.
     pub(super) fn remove_left_overs(&self) -> Result<(), SourceError> {
         let (of_all, of_this_host) = (format!(".{}.git.", self.name), self.unfinished());
@@ -139,6 +161,13 @@ impl Place {
                 remove_if_possible(&path);
             }
         }
+        let mut before_newest = self.mirrors()?;
+        before_newest.pop();
+        for (_, path) in before_newest {
+            if path.join(OUT_OF_USE).exists() && is_old(&path) && !is_borrowed(&path) {
+                remove_if_possible(&path);
+            }
+        }
         Ok(())
     }
 }
@@ -146,13 +175,6 @@ impl Place {
 fn is_old(path: &Path) -> bool {
     let changed = fs::metadata(path).and_then(|meta| meta.modified());
     changed.is_ok_and(|time| time.elapsed().unwrap_or_default() > ABANDONED_AFTER)
-}
-
-/// Whether work trees have links of the mirror's objects, and so do not need it.
-fn can_be_linked(mirror: &Path, work_dir: &Path) -> bool {
-    let link = work_dir.join(".link-of-the-mirror");
-    let linked = fs::hard_link(mirror.join("HEAD"), &link).is_ok();
-    linked && fs::remove_file(link).is_ok()
 }
 
 /// Best effort, for it is out of use: a folder with files that are open elsewhere cannot be emptied on NFS.
@@ -256,8 +278,25 @@ mod tests {
         assert_eq!(current(), None);
         let building = tempfile::tempdir_in(cache.path()).unwrap();
         Repository::init_bare(building.path()).unwrap();
-        place.put(building, cache.path()).unwrap();
+        place.put(building).unwrap();
         assert_eq!(current(), Some(cache.path().join("r.0a.11.git")));
+
+        // Those before it are out of use, and go when they are so for long and nobody needs them.
+        let at = |name: &str| cache.path().join(name);
+        let borrowed = borrow(&at("r.0a.git")).unwrap();
+        for old in ["r.0a.git", "r.0a.2.git"] {
+            assert!(at(old).join(OUT_OF_USE).exists());
+            let long_ago = std::time::SystemTime::now() - 2 * ABANDONED_AFTER;
+            File::open(at(old)).unwrap().set_modified(long_ago).unwrap();
+        }
+        let stays = |expected: [bool; 3]| {
+            place.remove_left_overs().unwrap();
+            let found = ["r.0a.git", "r.0a.2.git", "r.0a.10.git"].map(|name| at(name).exists());
+            assert_eq!(found, expected);
+        };
+        stays([true, false, true]);
+        drop(borrowed);
+        stays([false, false, true]);
     }
 
     #[test]

@@ -36,7 +36,8 @@ mod task_init;
 mod url;
 mod ways;
 
-use std::fs;
+use std::cell::RefCell;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
@@ -88,7 +89,7 @@ pub struct Request {
 }
 
 /// The task's code.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Sources {
     /// The repository's root, or the folder of the recorded script.
     pub root: PathBuf,
@@ -98,6 +99,13 @@ pub struct Sources {
     /// Relative to the working directory, variables expanded; may have arguments behind it.
     pub entry_point: String,
     pub kind: Kind,
+    pub borrowed: Borrowed,
+}
+
+/// Mirrors whose objects the checkout has no copies or links of: nobody removes them while this lives.
+#[derive(Debug, Default)]
+pub struct Borrowed {
+    _held: Vec<File>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +162,7 @@ fn code_that_is_there(
         commit: None,
         entry_point,
         kind: Kind::Standalone,
+        borrowed: Borrowed::default(),
     })
 }
 
@@ -243,6 +252,7 @@ fn get(
         scratch: work_dir.join("mirrors"),
         clone_on_pull_fail: request.clone_on_pull_fail,
         shallow: request.shallow,
+        borrowed: RefCell::default(),
         network: Network::new(request, console, stop)?,
         console,
         stop,
@@ -287,6 +297,9 @@ fn get(
         commit,
         entry_point,
         kind: Kind::Checkout,
+        borrowed: Borrowed {
+            _held: mirrors.borrowed.take(),
+        },
     };
     if changes == Changes::Script {
         let has_folder = |folder: &str| is_folder_of(&sources.root, &sources.working_dir, folder);
@@ -370,6 +383,7 @@ fn recorded_script(
         commit: None,
         entry_point: file.entry_point,
         kind: Kind::Standalone,
+        borrowed: Borrowed::default(),
     })
 }
 

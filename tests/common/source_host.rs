@@ -56,12 +56,12 @@ impl Host {
         kept_in.unwrap_or_else(|| self.folder.path().join("cache"))
     }
 
-    /// The one mirror in the cache.
+    /// The one mirror in the cache that is in use.
     pub fn mirror(&self) -> PathBuf {
         let entries = fs::read_dir(self.cache()).unwrap();
         let mut folders = entries
             .map(|e| e.unwrap().path())
-            .filter(|path| path.is_dir());
+            .filter(|path| path.is_dir() && !path.join("out-of-use").exists());
         let only = folders.next().expect("no mirror");
         assert_eq!(folders.next(), None);
         only

@@ -142,7 +142,8 @@ pub(super) fn publication(text: &str) -> Result<Publication, String> {
     }
     Ok(Publication {
         ip: ip.to_owned(),
-        outside,
+        // For docker, port 0 is any that is free.
+        outside: outside.filter(|ports| *ports != (0, 0)),
         inside,
         protocol,
     })

@@ -15,16 +15,17 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::{Refused, Taking, fetch};
-use crate::api::{Session, tasks};
+use crate::api::{self, Session, tasks};
 use crate::execute::runtime::{ASKS, CLAIM, CLAIMANT, said};
 use crate::task::{Status, Task};
 
 /// Three looks of an agent at its task.
-pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(13);
-/// Where the last one is known to have ended, there are only others that ask.
-pub(super) const OTHERS_WITHIN: Duration = Duration::from_millis(1500);
-/// A write follows its read within this.
-pub(super) const CLOSE: Duration = Duration::from_millis(500);
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// Where the last one is known to have ended, there are only others that ask. More than [`CLOSE`]: who
+/// had read before this one wrote has written by then.
+pub(super) const OTHERS_WITHIN: Duration = Duration::from_secs(4);
+/// A write follows its read within this. A server far away, or a busy one, takes a second for each.
+pub(super) const CLOSE: Duration = Duration::from_secs(3);
 
 const LOOK_EACH: Duration = Duration::from_millis(500);
 
@@ -41,7 +42,9 @@ pub async fn ask(
     mut patience: Duration,
 ) -> Result<Task, Refused> {
     /// A server that is too slow for that is no ground to go on.
-    const TRIES: u32 = 20;
+    const TRIES: u32 = 5;
+    /// Each late write may undo what another has written, who needs a moment to say it again.
+    const PAUSE: Duration = Duration::from_secs(4);
     let refused = || runs_still(task);
     let is_same = |status: Status, claim: Option<&str>| {
         status == task.status && claim == said(&task.runtime, CLAIM)
@@ -60,19 +63,25 @@ pub async fn ask(
         }
         tries += 1;
         if tries == TRIES {
-            return Err(refused());
+            return Err(Refused::TooSlow {
+                id: task.id.clone(),
+                host: session.host().to_owned(),
+                limit: CLOSE,
+            });
         }
+        sleep(PAUSE.mul_f64(0.5 + api::random())).await;
         // It may have undone what a winner has written, who says it again when it sees that.
         patience = ANSWER_WITHIN;
     }
     let begin = Instant::now();
     loop {
         sleep(LOOK_EACH).await;
+        let waited = begin.elapsed();
         let now = fetch(session, &task.id).await?;
         if !is_same(now.status, said(&now.runtime, CLAIM)) || !was_asked_for(&now, taking) {
             return Err(refused());
         }
-        if begin.elapsed() >= patience {
+        if waited >= patience {
             return Ok(now);
         }
     }

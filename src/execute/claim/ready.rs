@@ -185,11 +185,11 @@ mod tests {
             (FromQueue, "in_progress", &before, me, false, "now"),
             (FromQueue, "failed", &before, me, false, "never 67"),
             // The same start, or one of the same name: who runs it is asked.
-            (FromQueue, "in_progress", &now, me, false, "ask 13000"),
-            (FromQueue, "in_progress", &now, me, true, "ask 1500"),
-            (FromQueue, "in_progress", &kept, me, false, "ask 1500"),
+            (FromQueue, "in_progress", &now, me, false, "ask 15000"),
+            (FromQueue, "in_progress", &now, me, true, "ask 4000"),
+            (FromQueue, "in_progress", &kept, me, false, "ask 4000"),
             // Others have found that nobody runs it, and have set the status for that.
-            (FromQueue, "failed", &killed, me, false, "ask 1500"),
+            (FromQueue, "failed", &killed, me, false, "ask 4000"),
             (FromQueue, "failed", &killed_once, me, false, "never 67"),
             (FromQueue, "failed", &killed, None, false, "never 67"),
             (FromQueue, "completed", &killed, me, false, "never 67"),

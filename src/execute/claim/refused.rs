@@ -1,5 +1,7 @@
 //! Why a task is not taken, in words and as exit codes.
 
+use std::time::Duration;
+
 use crate::api::ApiError;
 use crate::execute::outcome::exit;
 use crate::task::Status;
@@ -27,6 +29,16 @@ pub enum Refused {
     )]
     RunsStill { id: String, job: String },
     #[error(
+        "whether task {id} runs still could not be asked: the server {host} takes more than {} s, time and \
+         again, for a read and a write. The task is as it was: try again when the server is quicker",
+        limit.as_secs()
+    )]
+    TooSlow {
+        id: String,
+        host: String,
+        limit: Duration,
+    },
+    #[error(
         "task {id} has ended already (its status is {status}): nothing to do. To run it again, reset and \
          enqueue it; `--if-done ok` makes this no failure"
     )]
@@ -51,6 +63,7 @@ impl Refused {
         match self {
             Refused::Api(error) => exit::for_api(error),
             Refused::NoSuchTask { .. } => exit::NOT_FOUND,
+            Refused::TooSlow { .. } => exit::NO_SERVER,
             Refused::NotQueued { .. } | Refused::FirstRankSilent { .. } => exit::NOT_QUEUED,
             Refused::TakenByAnother { .. } | Refused::Held { .. } | Refused::RunsStill { .. } => {
                 exit::HELD_BY_ANOTHER

@@ -13,7 +13,7 @@ use crate::container::error::ContainerError;
 use crate::container::handover;
 use crate::container::lifecycle::Container;
 use crate::container::owner::Agent;
-use crate::container::settings::{Settings, Ssh};
+use crate::container::settings::Settings;
 use crate::container::spec::{self, Additions};
 use crate::container::user::User;
 use crate::python::{settings::Installer, uv};
@@ -105,10 +105,8 @@ pub(super) fn complete(
 ) -> bollard::models::ContainerCreateBody {
     let settings = made.settings;
     let worker = &run.settings.endpoint.worker;
-    let socket = match &settings.ssh {
-        Ssh::Agent(socket) if engine.is_local() => socket.to_str(),
-        _ => None,
-    };
+    let socket = settings.ssh.socket(engine.is_local());
+    let socket = socket.and_then(std::path::Path::to_str);
     let mut variables = vec![
         ("CLEARML_WORKER_ID", worker.clone()),
         ("CLEARML_DOCKER_IMAGE", plan.image.clone()),

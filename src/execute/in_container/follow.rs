@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::super::container_plan::Plan;
 use super::super::follow;
+use super::super::inside::Order;
 use super::super::outcome::{Outcome, Stage, StopCause};
 use super::super::report::Report;
 use super::super::run::Run;
@@ -75,10 +76,13 @@ async fn stop(
         StopCause::Server { .. } => settings.callback_limit,
         _ => Duration::ZERO,
     };
-    let limit = callback
-        .saturating_add(follow::grace(run).await)
-        .saturating_add(INNER_GRACE);
-    let asked = match serde_json::to_string(cause) {
+    let grace = follow::grace(run).await;
+    let order = Order::Stop {
+        cause: cause.clone(),
+        grace,
+    };
+    let limit = callback.saturating_add(grace).saturating_add(INNER_GRACE);
+    let asked = match serde_json::to_string(&order) {
         Ok(order) => input.line(&order).await,
         Err(error) => Err(error.into()),
     };

@@ -239,7 +239,7 @@ async fn fill_and_start(
     place: Place<'_>,
 ) -> Result<Attached, ContainerError> {
     let engine = container.engine();
-    let home = parcel::home_files(run, place.settings, place.user);
+    let home = parcel::home_files(run, place.settings, place.user, engine.is_local());
     let items = parcel::parcel(run, place, |_| ())?;
     let filling = async {
         archive::put(engine, container.id(), handover::FOLDER, items).await?;

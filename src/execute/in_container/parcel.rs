@@ -10,7 +10,7 @@ use crate::container::caches::{self, Mounted};
 use crate::container::error::ContainerError;
 use crate::container::handover::{self, Handover, Parcel};
 use crate::container::programs::{self, Program};
-use crate::container::settings::{Settings, Ssh};
+use crate::container::settings::Settings;
 use crate::container::user::User;
 
 /// What is placed in the container, and for whom.
@@ -125,12 +125,17 @@ fn config_inside(
 }
 
 /// Keys and credentials of this user, for git in the container.
-pub(in super::super) fn home_files(run: &Run, settings: &Settings, user: &User) -> Vec<Item> {
+pub(in super::super) fn home_files(
+    run: &Run,
+    settings: &Settings,
+    user: &User,
+    engine_is_local: bool,
+) -> Vec<Item> {
     let Some(home) = run.settings.config.in_home("") else {
         return Vec::new();
     };
     let mut items = Vec::new();
-    if let Ssh::Keys { folder } = &settings.ssh {
+    if let Some(folder) = settings.ssh.keys(engine_is_local) {
         let into = caches::at_home(folder, user);
         handover::folder_items(&home.join(".ssh"), &into, user, &mut items);
     }
