@@ -1,35 +1,35 @@
 //! A run inside an Apptainer container, seen from the host: the run's folder, the container as a child
 //! process with the inner agent in it, its output into the journal, stop requests to it, and how it ended.
 
+mod plan;
+
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::carry_out::Ran;
-use super::container_plan::{self, Chosen};
-use super::follow::{grace, send_leftovers};
-use super::in_container::around;
-use super::in_container::follow::{INNER_GRACE, reported};
-use super::in_container::parcel::{self, Place, Programs};
-use super::inside::{self, Order};
-use super::job_env::Gpus;
-use super::outcome::{Outcome, Stage, StopCause};
-use super::run::Run;
-use super::run_dir::{self, RunDir};
-use crate::container::apptainer::arguments::{self, Bind, Caller, Translated};
+use self::plan::{Plan, plan};
+use crate::container::apptainer::arguments::Bind;
 use crate::container::apptainer::command::{self, Call};
 use crate::container::apptainer::failure::failure;
-use crate::container::apptainer::gpus::{self, Granted, Machine};
-use crate::container::apptainer::image::{self, Image};
-use crate::container::apptainer::program::{self, Program};
-use crate::container::apptainer::{folder, limits};
+use crate::container::apptainer::folder;
+use crate::container::apptainer::program;
 use crate::container::caches::{self, Keyed, Mounted};
 use crate::container::error::ContainerError;
 use crate::container::handover;
 use crate::container::programs::{self, Surroundings};
-use crate::container::run_args::{Host, Pull, RunArgs, RunArgsError, without};
+use crate::container::run_args::RunArgsError;
 use crate::container::settings::{Settings, Ssh};
 use crate::container::user::User;
+use crate::execute::carry_out::Ran;
+use crate::execute::container_plan;
+use crate::execute::follow::{grace, send_leftovers};
+use crate::execute::in_container::around;
+use crate::execute::in_container::follow::{INNER_GRACE, reported};
+use crate::execute::in_container::parcel::{self, Place, Programs};
+use crate::execute::inside::{self, Order};
+use crate::execute::outcome::{Outcome, Stage, StopCause};
+use crate::execute::run::Run;
+use crate::execute::run_dir::{self, RunDir};
 use crate::process::{self, Account, Ended, Job, signal};
 
 /// How long Apptainer may take to end before the agent inside has begun.
@@ -61,17 +61,6 @@ pub(super) async fn run(run: &Run, settings: &Settings) -> Ran {
     }
 }
 
-/// What is decided before anything is made.
-struct Plan {
-    program: Program,
-    chosen: Chosen,
-    image: Image,
-    asked: Translated,
-    gpus: Granted,
-    pull_always: bool,
-    user: User,
-}
-
 async fn attempt(run: &Run, settings: &Settings, dir: &Path) -> Result<Outcome, ContainerError> {
     let (program, uv) = tokio::join!(
         program::find(&run.settings.job.inherited),
@@ -99,99 +88,6 @@ async fn attempt(run: &Run, settings: &Settings, dir: &Path) -> Result<Outcome, 
     shown.extend(command.args.iter().cloned());
     container_plan::say_call(run, &shown, &plan.chosen.choice);
     follow(run, settings, &plan, command, dir).await
-}
-
-async fn plan(run: &Run, settings: &Settings, program: Program) -> Result<Plan, ContainerError> {
-    let chosen = container_plan::choose_container(run, settings).await?;
-    let choice = &chosen.choice;
-    let words = without(&chosen.words, |_| false);
-    container_plan::say(run, choice, &words, "apptainer");
-    let parsed = RunArgs::parse(&words)?;
-    let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
-    let body = parsed.to_create(&Host {
-        env: &run.settings.job.inherited,
-        cwd: &cwd,
-    })?;
-    let caller = Caller::this();
-    let asked = arguments::translate(&chosen.words, &body, &caller)?;
-    if let Some(user) = &settings.user
-        && let Err(why) = arguments::is_caller(user, &caller)
-    {
-        let cause = format!("CLEARML_AGENT_EXEC_USER is {user:?}: {why}");
-        return Err(ContainerError::BadArguments { cause });
-    }
-    for limit in &asked.limits {
-        limits::check(limit).map_err(|why| RunArgsError::BadValue {
-            flag: "--ulimit".into(),
-            value: Some(limit.name.clone()),
-            why,
-        })?;
-    }
-    if !asked.without_effect.is_empty() {
-        run.console.say(format!(
-            "Note: without effect in an Apptainer container: {}",
-            asked.without_effect.join(", ")
-        ));
-    }
-    let job = &run.settings.job;
-    let gpus = gpus::grant(&gpus::Request {
-        asked: container_plan::asked(run, settings),
-        is_explicit: job.gpus != Gpus::Inherited,
-        cuda: job
-            .inherited
-            .get("CUDA_VISIBLE_DEVICES")
-            .map(String::as_str),
-        arguments: &asked.gpus,
-        machine: machine(),
-    })
-    .map_err(ContainerError::Gpus)?;
-    if gpus.overrules {
-        run.console
-            .say("Note: docker argument --gpus is left out: the agent was told which GPUs to use");
-    }
-    let image = image::image(&choice.image, &cwd);
-    let pull = match (&settings.standalone, settings.force_pull) {
-        (Some(_), _) => Pull::Never,
-        (None, true) => Pull::Always,
-        (None, false) => parsed.pull(),
-    };
-    if let (Image::Address(address), Pull::Never) = (&image, pull) {
-        return Err(ContainerError::NotPulled {
-            image: address.clone(),
-            why: match settings.standalone {
-                Some(_) => "--standalone-mode",
-                None => "--pull=never",
-            },
-        });
-    }
-    let home = run.settings.config.in_home("");
-    let home = home.and_then(|home| home.to_str().map(str::to_owned));
-    Ok(Plan {
-        program,
-        image,
-        asked,
-        gpus,
-        pull_always: pull == Pull::Always,
-        user: User {
-            uid: caller.uid.into(),
-            gid: caller.gid.into(),
-            home: match home.as_deref().map(|home| home.trim_end_matches('/')) {
-                Some(home) if !home.is_empty() => home.to_owned(),
-                _ if caller.uid == 0 => "/root".to_owned(),
-                _ => "/home/task".to_owned(),
-            },
-        },
-        chosen,
-    })
-}
-
-fn machine() -> Machine {
-    let there = |path: &str| Path::new(path).exists();
-    match () {
-        () if there("/proc/driver/nvidia/version") => Machine::Nvidia,
-        () if there("/dev/kfd") => Machine::Amd,
-        () => Machine::None,
-    }
 }
 
 fn mount_caches(run: &Run, settings: &Settings, plan: &Plan) -> Vec<Mounted> {
