@@ -67,26 +67,11 @@ pub fn apply(limits: &[Limit]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::container::run_args::ULIMITS;
 
     #[test]
     fn every_limit_that_docker_knows_is_known() {
-        for name in [
-            "core",
-            "cpu",
-            "data",
-            "fsize",
-            "locks",
-            "memlock",
-            "msgqueue",
-            "nice",
-            "nofile",
-            "nproc",
-            "rss",
-            "rtprio",
-            "rttime",
-            "sigpending",
-            "stack",
-        ] {
+        for name in ULIMITS {
             assert!(resource(name).is_some(), "{name}");
         }
     }

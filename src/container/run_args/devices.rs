@@ -180,30 +180,32 @@ fn device_and_number(text: &str) -> Result<(String, &str), String> {
     }
 }
 
+/// The limits that `--ulimit` takes.
+pub const ULIMITS: [&str; 15] = [
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
+
 /// `--ulimit`: `nofile=1024` or `nofile=1024:2048`, `-1` for no limit.
 pub(super) fn ulimit(text: &str) -> Result<ResourcesUlimits, String> {
-    const NAMES: [&str; 15] = [
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "locks",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-    ];
     let (name, limits) = text
         .split_once('=')
         .ok_or("expected NAME=SOFT or NAME=SOFT:HARD")?;
-    if !NAMES.contains(&name) {
-        return Err(format!("{name:?}: expected one of {}", NAMES.join(", ")));
+    if !ULIMITS.contains(&name) {
+        return Err(format!("{name:?}: expected one of {}", ULIMITS.join(", ")));
     }
     let number = |text: &str| {
         text.parse::<i64>()

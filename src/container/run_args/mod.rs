@@ -26,6 +26,7 @@ use bollard::models::{ContainerCreateBody, EndpointSettings};
 use clap::Parser as _;
 use clap::error::{ContextKind, ContextValue};
 
+pub use devices::ULIMITS;
 pub use error::{ApiVersion, RunArgsError};
 pub use ports::Publication;
 #[cfg(test)]
