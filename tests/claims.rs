@@ -299,6 +299,35 @@ time.sleep(1000)
 }
 
 #[test]
+fn a_rank_runs_though_the_first_was_through_before_it_looked() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let id = queued(
+        &world,
+        "import os\nprint('this is', os.environ['SLURM_PROCID'])\n",
+    );
+    world.env.insert("SLURM_NTASKS".into(), "2".into());
+    world.env.insert("SLURM_STEP_ID".into(), "0".into());
+    for rank in ["0", "1"] {
+        world.env.insert("SLURM_PROCID".into(), rank.into());
+        start(&world, &id, &[])
+            .wait()
+            .exits(0)
+            .prints(&format!("this is {rank}"));
+        assert_eq!(world.api.status(&id), "completed");
+    }
+    // Not with a later `srun`, whose first rank has nothing to run.
+    world.env.insert("SLURM_STEP_ID".into(), "1".into());
+    for rank in ["0", "1"] {
+        world.env.insert("SLURM_PROCID".into(), rank.into());
+        start(&world, &id, &[])
+            .wait()
+            .exits(67)
+            .complains("has ended already");
+    }
+}
+
+#[test]
 fn all_ranks_run_the_commit_of_the_first_though_the_branch_moves() {
     let mut world = World::new();
     claimant(&mut world, "job 7");

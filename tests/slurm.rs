@@ -104,20 +104,27 @@ impl Site {
         std::fs::read_to_string(self.world.path(&format!("job-{job}.log"))).unwrap_or_default()
     }
 
+    /// What the job has printed, and how it stands.
+    fn found(&self, job: &str) -> String {
+        let state = self.slurm.ask(&["scontrol", "-o", "show", "job", job]);
+        format!("{}\n{state}", self.output(job))
+    }
+
     fn prints(&self, job: &str, text: &str) {
-        let found = || {
-            let state = self.slurm.ask(&["scontrol", "-o", "show", "job", job]);
-            format!("{}\n{state}", self.output(job))
-        };
         let prints = || self.output(job).contains(text);
-        eventually_or(&format!("job {job} prints {text:?}"), prints, found);
+        eventually_or(&format!("job {job} prints {text:?}"), prints, || {
+            self.found(job)
+        });
     }
 
     /// Waits for the job's end; its exit code.
     fn ends(&self, job: &str) -> String {
-        eventually(&format!("job {job} has ended"), || {
+        let has_ended = || {
             let state = self.slurm.field(job, "JobState");
             ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED"].contains(&state.as_str())
+        };
+        eventually_or(&format!("job {job} has ended"), has_ended, || {
+            self.found(job)
         });
         self.slurm.field(job, "ExitCode")
     }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::outcome::{Outcome, StopCause, Verdict};
 use super::run::Run;
-use super::runtime::{CLAIM, CLAIMANT, FAILED_RANK, PREEMPTED, ROUND, said};
+use super::runtime::{CLAIM, CLAIMANT, FAILED_RANK, PREEMPTED, ROUND, STEP, said};
 use super::scheduler::{Batch, Claimant};
 use super::settings::Settings;
 use super::slurm;
@@ -184,9 +184,11 @@ async fn tell_of_failure(run: &Run, outcome: &Outcome, verdict: &Verdict) -> Res
     run.runtime.change(tell).await.map(drop)
 }
 
+/// Whether the task is held by the first of the ranks that were started together with this one.
 pub(super) fn is_of_this_start(runtime: &Map<String, Value>, claimant: &Claimant) -> bool {
     said(runtime, CLAIMANT) == Some(&claimant.id)
         && said(runtime, ROUND).and_then(|round| round.parse().ok()) == Some(claimant.round)
+        && said(runtime, STEP) == claimant.step.as_deref()
 }
 
 #[cfg(test)]
@@ -221,14 +223,17 @@ mod tests {
         let mine = Claimant {
             id: "job 7".into(),
             round: 1,
+            step: Some("3".into()),
         };
-        for (holder, round, expected) in [
-            ("job 7", "1", true),
-            ("job 7", "2", false),
-            ("job 8", "1", false),
-            ("", "", false),
+        for (holder, round, step, expected) in [
+            ("job 7", "1", "3", true),
+            ("job 7", "2", "3", false),
+            ("job 7", "1", "4", false),
+            ("job 7", "1", "", false),
+            ("job 8", "1", "3", false),
+            ("", "", "", false),
         ] {
-            let runtime = [(CLAIMANT, holder), (ROUND, round)];
+            let runtime = [(CLAIMANT, holder), (ROUND, round), (STEP, step)];
             let runtime = runtime.map(|(key, value)| (key.to_owned(), value.into()));
             let runtime = Map::from_iter(runtime);
             assert_eq!(is_of_this_start(&runtime, &mine), expected, "{runtime:?}");

@@ -64,7 +64,14 @@ pub enum Mode {
     /// A copy of it.
     Clone,
     /// As another rank of a run that the first one takes: nothing is done to it.
-    AfterFirst,
+    AfterFirst { first: First },
+}
+
+/// How the first of several ranks takes the task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum First {
+    Any,
+    FromQueue,
 }
 
 /// The reason that a task is set `started` with.
@@ -100,7 +107,7 @@ pub async fn claim(
     let id = id.as_str();
     let mut taken_from = TakenFrom::Nowhere;
     match mode {
-        Mode::AfterFirst => {
+        Mode::AfterFirst { .. } => {
             // What the first rank has counted already.
             let attempt = Attempt {
                 number: Attempt::recorded(&task),

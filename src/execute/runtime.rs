@@ -9,9 +9,10 @@ use super::scheduler::Claimant;
 pub use crate::api::tasks::{CLAIM, KILLED, said};
 use crate::api::{ApiError, Session, tasks};
 
-/// Who has it, in which start of the job, for the how many-eth time.
+/// Who has it, in which start of the job and which step of that, for the how many-eth time.
 pub const CLAIMANT: &str = "clearml_agent_claimant";
 pub const ROUND: &str = "clearml_agent_round";
+pub const STEP: &str = "clearml_agent_step";
 pub const ATTEMPT: &str = "clearml_agent_attempt";
 /// Why the last attempt was broken off, where its agent said so.
 pub const PREEMPTED: &str = "clearml_agent_preempted";
@@ -37,6 +38,7 @@ impl Record {
         for old in [
             CLAIMANT,
             ROUND,
+            STEP,
             PREEMPTED,
             FAILED_RANK,
             KILLED,
@@ -56,6 +58,9 @@ impl Record {
         if let Some(claimant) = &self.claimant {
             put(CLAIMANT, claimant.id.clone());
             put(ROUND, claimant.round.to_string());
+            if let Some(step) = &claimant.step {
+                put(STEP, step.clone());
+            }
         }
     }
 }

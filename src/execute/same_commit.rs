@@ -147,6 +147,7 @@ mod tests {
         let mine = Claimant {
             id: "job 7".into(),
             round: 1,
+            step: None,
         };
         for (holder, round, there, is_written) in [
             ("job 7", "1", "", true),

@@ -11,6 +11,8 @@ pub struct Claimant {
     /// How often the batch system has started this job again (`SLURM_RESTART_COUNT`): all ranks of one
     /// start have the same.
     pub round: u32,
+    /// The job's step (`SLURM_STEP_ID`): all ranks that one `srun` starts have the same.
+    pub step: Option<String>,
 }
 
 /// What may want its machine back.
@@ -50,6 +52,7 @@ pub fn claimant(env: &Variables) -> Option<Claimant> {
     Some(Claimant {
         id,
         round: round.unwrap_or(0),
+        step: set(env, "SLURM_STEP_ID").map(str::to_owned),
     })
 }
 

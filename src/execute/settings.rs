@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::abort_callback::Callback;
-use super::claim::Mode;
+use super::claim::{First, Mode};
 use super::git_settings;
 use super::job_env::{self, Gpus, Variables};
 use super::monitoring::MonitorSettings;
@@ -466,7 +466,13 @@ fn mode(args: &ExecuteArgs, rank: u32) -> Result<Mode, SettingsError> {
         )));
     }
     Ok(match (args.require_queue, args.clone) {
-        _ if rank > 0 => Mode::AfterFirst,
+        (from_queue, _) if rank > 0 => Mode::AfterFirst {
+            first: if from_queue {
+                First::FromQueue
+            } else {
+                First::Any
+            },
+        },
         (true, _) => Mode::FromQueue,
         (false, true) => Mode::Clone,
         (false, false) => Mode::Any,

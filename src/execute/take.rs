@@ -67,7 +67,7 @@ async fn when_ready(
     console: &Console,
 ) -> Result<Task, Refused> {
     let (patience, shortest) = match taking.mode {
-        Mode::AfterFirst => (settings.wait.max(FIRST_RANK_LIMIT), 0.5),
+        Mode::AfterFirst { .. } => (settings.wait.max(FIRST_RANK_LIMIT), 0.5),
         _ => (settings.wait, 2.0),
     };
     let begin = tokio::time::Instant::now();

@@ -246,6 +246,7 @@ mod tests {
         let mine = Claimant {
             id: "job 7".into(),
             round: 1,
+            step: None,
         };
         let holder = OfTheRun::Holder {
             record: Record {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Mode, Refused, Taking, asking};
+use super::{First, Mode, Refused, Taking, asking};
+use crate::execute::batch::is_of_this_start;
 use crate::execute::runtime::{ATTEMPT, CLAIM, CLAIMANT, KILLED, PREEMPTED, ROUND, said};
 use crate::execute::scheduler::Claimant;
 use crate::task::{Status, Task};
@@ -109,18 +110,38 @@ pub fn ready(task: &Task, taking: &Taking<'_>, has_died: impl Fn(&str) -> bool) 
             status: task.status,
         }),
         (Mode::FromQueue, status) => Ready::Never(Refused::Ended { id, status }),
-        (Mode::AfterFirst, status) => {
-            let Some(claimant) = taking.claimant else {
-                return Ready::Now;
-            };
-            let of_this_start = round(task) == Some(claimant.round);
-            let held = is_held_by(task, Some(claimant)) && of_this_start;
-            match status {
-                Status::InProgress if held => Ready::Now,
-                _ => Ready::Later(Refused::FirstRankSilent { id, status }),
+        (Mode::AfterFirst { first }, _) => after_first(task, taking, first),
+    }
+}
+
+fn after_first(task: &Task, taking: &Taking<'_>, first: First) -> Ready {
+    let Some(claimant) = taking.claimant else {
+        return Ready::Now;
+    };
+    let (id, status) = (task.id.clone(), task.status);
+    if is_of_this_start(&task.runtime, claimant) {
+        match status {
+            Status::InProgress => return Ready::Now,
+            // The first rank of a short script may be through with it before this one has looked. Where
+            // no step tells, all may have been started once more.
+            Status::Completed if claimant.step.is_some() => return Ready::Now,
+            Status::Failed | Status::Stopped if claimant.step.is_some() => {
+                return Ready::Never(Refused::Ended { id, status });
             }
+            _ => {}
         }
     }
+    // What the first refuses will not become this one's.
+    let as_first = Taking {
+        mode: Mode::FromQueue,
+        ..*taking
+    };
+    if first == First::FromQueue
+        && let never @ Ready::Never(_) = ready(task, &as_first, |_| false)
+    {
+        return never;
+    }
+    Ready::Later(Refused::FirstRankSilent { id, status })
 }
 
 /// The task was this claimant's: whether that run is over.
@@ -149,6 +170,7 @@ fn round(task: &Task) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::execute::runtime::STEP;
     use serde_json::json;
 
     fn task(status: &str, runtime: serde_json::Value) -> Task {
@@ -157,10 +179,15 @@ mod tests {
 
     #[test]
     fn who_may_take_what() {
-        use Mode::{AfterFirst, Any, Clone, FromQueue};
+        use Mode::{Any, Clone, FromQueue};
+        const RANK: Mode = Mode::AfterFirst { first: First::Any };
+        const RANK_OF_QUEUED: Mode = Mode::AfterFirst {
+            first: First::FromQueue,
+        };
         let mine = Claimant {
             id: "slurm:c:7".into(),
             round: 2,
+            step: None,
         };
         let held = |claimant: &str, round: &str| json!({"clearml_agent_claimant": claimant, "clearml_agent_round": round, "clearml_agent_claim": "run1"});
         let with = |key: &str, value: &str| {
@@ -174,7 +201,13 @@ mod tests {
         let killed = with(KILLED, "run1");
         let killed_once = with(KILLED, "run0");
         let kept = with(PREEMPTED, "SIGTERM");
+        let step = with(STEP, "1");
         let me = Some(&mine);
+        let mine_in_step = Claimant {
+            step: Some("1".into()),
+            ..mine.clone()
+        };
+        let in_step = Some(&mine_in_step);
         for (mode, status, runtime, claimant, died, expected) in [
             (FromQueue, "queued", &nobody, None, false, "now"),
             (FromQueue, "created", &nobody, None, false, "later 75"),
@@ -198,11 +231,51 @@ mod tests {
             (FromQueue, "published", &nobody, None, false, "never 67"),
             (Any, "completed", &nobody, None, false, "now"),
             (Clone, "in_progress", &nobody, me, false, "now"),
-            (AfterFirst, "queued", &nobody, None, false, "now"),
-            (AfterFirst, "queued", &nobody, me, false, "later 75"),
+            (RANK, "queued", &nobody, None, false, "now"),
+            (RANK, "queued", &nobody, me, false, "later 75"),
             // Of an earlier start of the same job.
-            (AfterFirst, "in_progress", &before, me, false, "later 75"),
-            (AfterFirst, "in_progress", &now, me, false, "now"),
+            (RANK, "in_progress", &before, me, false, "later 75"),
+            (RANK, "in_progress", &now, me, false, "now"),
+            // Whether the first has had it in this start, or refuses it, is not known.
+            (RANK, "completed", &now, me, false, "later 75"),
+            (RANK, "in_progress", &stranger, me, false, "later 75"),
+            // Refused by the first as well.
+            (RANK_OF_QUEUED, "queued", &nobody, me, false, "later 75"),
+            (RANK_OF_QUEUED, "created", &nobody, me, false, "later 75"),
+            (
+                RANK_OF_QUEUED,
+                "in_progress",
+                &stranger,
+                me,
+                false,
+                "never 76",
+            ),
+            (RANK_OF_QUEUED, "completed", &before, me, false, "never 67"),
+            (RANK_OF_QUEUED, "failed", &killed, me, false, "later 75"),
+            (
+                RANK_OF_QUEUED,
+                "in_progress",
+                &before,
+                me,
+                false,
+                "later 75",
+            ),
+            (RANK_OF_QUEUED, "in_progress", &now, me, false, "now"),
+            // One `srun` has started both.
+            (RANK, "completed", &step, in_step, false, "now"),
+            (RANK_OF_QUEUED, "completed", &step, in_step, false, "now"),
+            (RANK, "failed", &step, in_step, false, "never 67"),
+            (RANK, "stopped", &step, in_step, false, "never 67"),
+            (RANK, "in_progress", &step, in_step, false, "now"),
+            (RANK, "in_progress", &now, in_step, false, "later 75"),
+            (
+                RANK_OF_QUEUED,
+                "completed",
+                &now,
+                in_step,
+                false,
+                "never 67",
+            ),
         ] {
             let taking = Taking {
                 mode,
@@ -226,6 +299,7 @@ mod tests {
         let mine = Claimant {
             id: "a".into(),
             round: 1,
+            step: None,
         };
         let mut task = task(
             "stopped",
@@ -249,6 +323,7 @@ mod tests {
         let mine = Claimant {
             id: "a".into(),
             round: 0,
+            step: None,
         };
         for (status, runtime, number, goes_on) in [
             ("queued", json!({}), 1, false),
