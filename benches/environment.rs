@@ -106,7 +106,8 @@ fn cp_al(from: &Path, to: &Path) -> Duration {
 
 #[tokio::main]
 async fn main() {
-    let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    // Where the runs' folders are, too: on one disk.
+    let temp = tempfile::tempdir().unwrap();
     let said = clearml_agent::console::Console::new(|_| ());
     let stop = tokio_util::sync::CancellationToken::new();
     let uv = uv::find_or_fetch(&Bench::new().settings, &said, &stop).await;
@@ -117,9 +118,14 @@ async fn main() {
     };
 
     // Empty caches: one alone, then many at once.
+    // No run's folder goes before the end: for minutes, ext4 steps over each file that was deleted, one by
+    // one, to make a new one, and the copies by hand stay, too.
+    let mut all_runs = Vec::new();
     let alone = machine("alone");
-    let (cold, _) = alone.run().await;
+    let (cold, run) = alone.run().await;
+    all_runs.push(run);
     row("empty caches, one run", cold, None);
+    alone.compiled().await;
     let crowd = Arc::new(machine("crowd"));
     let started = Instant::now();
     let runs: Vec<_> = (0..AT_ONCE)
@@ -140,7 +146,7 @@ async fn main() {
         took,
         Some(("one alone", cold)),
     );
-    drop(done);
+    all_runs.extend(done);
 
     // Packages in uv's cache only.
     let mut times = Vec::new();
@@ -148,7 +154,9 @@ async fn main() {
     for round in 0..7 {
         let entry = alone.compiled().await;
         alone.kept().give_up(&entry.manifest.key).unwrap();
-        times.push(alone.run().await.0);
+        let (took, run) = alone.run().await;
+        times.push(took);
+        all_runs.push(run);
         let hand = temp.path().join(format!("hand-{round}"));
         by_hand.push(alone.by_hand(&hand, &alone.bench().settings));
     }
@@ -162,7 +170,9 @@ async fn main() {
     let entry = alone.compiled().await;
     let (mut times, mut copies, mut links) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..15 {
-        times.push(alone.run().await.0);
+        let (took, run) = alone.run().await;
+        times.push(took);
+        all_runs.push(run);
         links.push(cp_al(
             &entry.environment(),
             &temp.path().join(format!("cp-{round}")),

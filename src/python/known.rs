@@ -2,12 +2,12 @@
 //! to hear its version costs a run more than all else that it does before its script. An answer
 //! counts for as long as the program's file is the same.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
@@ -27,21 +27,25 @@ pub(super) struct Question<'q> {
 impl Question<'_> {
     /// What the program prints. The error is the reason in a few words.
     pub(super) async fn ask(&self) -> Result<String, String> {
-        let kept = self.kept();
-        if let Some((path, stamp)) = &kept
-            && let Ok(text) = fs::read_to_string(path)
-            && let Some(answer) = text.strip_prefix(stamp.as_str())
-        {
-            return Ok(answer.to_owned());
+        let Some((path, stamp)) = self.kept() else {
+            return self.run().await;
+        };
+        let recall = || {
+            let text = fs::read_to_string(&path).ok()?;
+            text.strip_prefix(stamp.as_str()).map(str::to_owned)
+        };
+        if let Some(answer) = recall() {
+            return Ok(answer);
+        }
+        let turn = Turn::wait(path.with_extension("lock"), recall).await;
+        if let Some(answer) = recall() {
+            return Ok(answer);
         }
         let answer = self.run().await?;
-        if let Some((path, stamp)) = kept {
-            let written = path.parent().map_or(Ok(()), fs::create_dir_all);
-            let written = written.and_then(|()| write_whole(&path, &format!("{stamp}{answer}")));
-            if let Err(error) = written {
-                tracing::debug!(%error, "the next run asks {} again", self.program.display());
-            }
+        if let Err(error) = write_whole(&path, &format!("{stamp}{answer}")) {
+            tracing::debug!(%error, "the next run asks {} again", self.program.display());
         }
+        drop(turn);
         Ok(answer)
     }
 
@@ -111,6 +115,43 @@ impl Question<'_> {
             .map(|b| format!("{b:02x}"))
             .collect();
         Some((self.cache.join("known-programs").join(name), stamp))
+    }
+}
+
+/// Of many runs that start in one moment one asks, and the others hear its answer. Only time rests on it:
+/// where it cannot be had, each asks for itself.
+struct Turn {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Turn {
+    /// An answer takes less.
+    const LIMIT: Duration = Duration::from_secs(2);
+    const PAUSE: Duration = Duration::from_millis(5);
+
+    async fn wait(path: PathBuf, answer: impl Fn() -> Option<String>) -> Option<Turn> {
+        fs::create_dir_all(path.parent()?).ok()?;
+        let lock = File::create(&path).ok()?;
+        let begin = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Some(Turn { path, _lock: lock }),
+                Err(TryLockError::Error(_)) => return None,
+                Err(TryLockError::WouldBlock) => {}
+            }
+            if answer().is_some() || begin.elapsed() >= Self::LIMIT {
+                return None;
+            }
+            tokio::time::sleep(Self::PAUSE).await;
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // The answer is there, or nobody can write one.
+        let _ = fs::remove_file(&self.path);
     }
 }
 

@@ -56,19 +56,18 @@ pub async fn find(
     stop: &CancellationToken,
 ) -> Result<Found, PythonError> {
     let key = parts.key();
-    if let Some(kept) = kept(store, parts)
-        && (aged || !kept.aged)
-    {
+    let usable = || kept(store, parts).filter(|kept| aged || !kept.aged);
+    if let Some(kept) = usable() {
         return Ok(Found::Kept(Box::new(kept)));
     }
-    let why = match store.request(&key) {
-        Some(request) if store.entry(&request.environment).is_some() => {
-            "newer versions are there".to_owned()
-        }
-        _ => why_missing(parts, store.known_parts().iter()),
-    };
-    let ticket = match store.turn(&key, console, stop).await {
+    let ticket = match store.turn(&key, usable, console, stop).await {
         Ok(Turn::Build(ticket)) => ticket,
+        Ok(Turn::Built(kept)) => {
+            return Ok(Found::Kept(Box::new(Kept {
+                meanwhile: true,
+                ..kept
+            })));
+        }
         Ok(Turn::Stopped) => return Err(PythonError::Stopped),
         Ok(Turn::TooLong) => {
             return Ok(Found::Without(
@@ -82,14 +81,12 @@ pub async fn find(
             )));
         }
     };
-    if let Some(kept) = kept(store, parts)
-        && (aged || !kept.aged)
-    {
-        return Ok(Found::Kept(Box::new(Kept {
-            meanwhile: true,
-            ..kept
-        })));
-    }
+    let why = match store.request(&key) {
+        Some(request) if store.entry(&request.environment).is_some() => {
+            "newer versions are there".to_owned()
+        }
+        _ => why_missing(parts, store.known_parts().iter()),
+    };
     match store.make_room(1) {
         Ok(_) => Ok(Found::Build { ticket, why }),
         Err(full) => Ok(Found::Without(full)),

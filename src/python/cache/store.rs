@@ -123,8 +123,10 @@ impl Drop for Ticket {
 }
 
 /// What came of waiting for the right to build.
-pub enum Turn {
+pub enum Turn<T> {
     Build(Ticket),
+    /// By another run, meanwhile.
+    Built(T),
     /// `lock_timeout` is over.
     TooLong,
     Stopped,
@@ -136,7 +138,12 @@ pub fn now() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-const POLL: Duration = Duration::from_millis(50);
+/// Until the next look, after so long a wait: what takes long is looked at seldom, as the folder may be on
+/// another machine.
+fn poll(waited: Duration) -> Duration {
+    (waited / 20).clamp(Duration::from_millis(5), Duration::from_millis(250))
+}
+
 /// A longer wait is worth a word.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -232,13 +239,15 @@ impl Store {
             .collect()
     }
 
-    /// Waits for the right to build for `key`. Who has waited looks again first.
-    pub async fn turn(
+    /// Waits for the right to build for `key`, or until another has built what is `wanted`: all that wait
+    /// have it then, without a turn each.
+    pub async fn turn<T>(
         &self,
         key: &str,
+        wanted: impl Fn() -> Option<T>,
         console: &Console,
         stop: &CancellationToken,
-    ) -> io::Result<Turn> {
+    ) -> io::Result<Turn<T>> {
         let path = self.root.join(format!("{key}.lock"));
         let open = || {
             File::options()
@@ -270,6 +279,9 @@ impl Store {
                 }
                 Err(TryLockError::Error(error)) => return Err(error),
             }
+            if let Some(built) = wanted() {
+                return Ok(Turn::Built(built));
+            }
             if self
                 .settings
                 .lock_timeout
@@ -286,7 +298,7 @@ impl Store {
                 said = true;
             }
             tokio::select! {
-                () = tokio::time::sleep(POLL) => {}
+                () = tokio::time::sleep(poll(started.elapsed())) => {}
                 () = stop.cancelled() => return Ok(Turn::Stopped),
             }
         };
@@ -299,6 +311,10 @@ impl Store {
             let _ = file.set_len(0);
             let _ = writeln!(file, "process {} on {name}", std::process::id());
             self.sweep_builds(key);
+        }
+        // Between the look and the lock.
+        if let Some(built) = wanted() {
+            return Ok(Turn::Built(built));
         }
         let folder = tempfile::Builder::new()
             .prefix(&format!(".build-{key}-"))
