@@ -22,6 +22,7 @@ use ssh_server::GitDaemon;
 
 const ROUNDS: usize = 7;
 const FILES: usize = 5_000;
+const AT_ONCE: usize = 8;
 const COMMITS: usize = 50_000;
 
 fn main() {
@@ -58,6 +59,28 @@ fn warm_mirror() {
                 turn_worktree(&mirror, &commit);
             }),
         ],
+    );
+    report(
+        &format!("the same, {AT_ONCE} runs at once"),
+        &mut || {
+            std::thread::scope(|scope| {
+                for _ in 0..AT_ONCE {
+                    scope.spawn(|| drop(host.fetch(&task).unwrap()));
+                }
+            });
+        },
+        &mut [("git clone --local, as many at once", &mut || {
+            let folders: Vec<_> = (0..AT_ONCE).map(|_| next()).collect();
+            std::thread::scope(|scope| {
+                for folder in &folders {
+                    let to = folder.to_str().unwrap();
+                    let mirror = &mirror;
+                    scope.spawn(move || {
+                        git_in(mirror, &["clone", "--quiet", "--local", ".", to]);
+                    });
+                }
+            });
+        })],
     );
 }
 

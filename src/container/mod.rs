@@ -19,6 +19,7 @@ pub mod owner;
 pub mod ports;
 pub mod programs;
 pub mod proxies;
+pub mod reached;
 pub mod run_args;
 pub mod settings;
 pub mod spec;

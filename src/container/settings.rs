@@ -8,6 +8,7 @@ use super::caches::{Cache, Keyed, OfImage};
 use super::choice::{self, ChoiceError};
 use super::handover;
 use super::ports;
+use super::reached::Reached;
 use crate::config::{Config, ConfigError, bool_of};
 
 /// Everything about containers that is decided before the first request.
@@ -55,6 +56,7 @@ pub struct Settings {
     pub system_site_packages: bool,
     /// Variables that the inner agent is given besides.
     pub variables: Variables,
+    pub reached: Reached,
 }
 
 /// What runs the container.
@@ -336,6 +338,7 @@ impl Settings {
             caches,
             host_mount,
             caches_environments,
+            reached: Reached::default(),
             runs: inside("venv_build", handover::RUNS),
             standalone: standalone.then(|| inside("venv_build", "~/.clearml/venvs-builds")),
             system_site_packages: flag("CLEARML_AGENT_FORCE_SYSTEM_SITE_PACKAGES").unwrap_or(true),

@@ -11,9 +11,8 @@ use super::not_run::NotRun;
 use super::run::Run;
 use super::settings::SettingsError;
 use crate::api::{ApiError, Session, queues, tasks};
-use crate::container::address::{self, DockerConfig};
+use crate::container::address::DockerConfig;
 use crate::container::apptainer::arguments::{Caller, translate};
-use crate::container::apptainer::program;
 use crate::container::choice::{self, Choice, Facts, Request, choose};
 use crate::container::engine::Engine;
 use crate::container::error::ContainerError;
@@ -71,12 +70,12 @@ pub(super) async fn check(settings: &Settings, env: &Variables) -> Result<(), No
         }
     }
     if settings.runtime == ContainerRuntime::Apptainer {
-        let found = program::find(env).await;
+        let found = settings.reached.apptainer(env).await;
         return found.map(drop).map_err(NotRun::Container);
     }
     let config = DockerConfig::read(env);
-    let connected = async { Engine::connect(address::address(env, &config)?, env).await };
-    connected.await.map(drop).map_err(NotRun::Container)
+    let connected = settings.reached.engine(env, &config).await;
+    connected.map(drop).map_err(NotRun::Container)
 }
 
 /// Image and arguments, whatever runs the container.

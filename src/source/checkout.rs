@@ -80,14 +80,14 @@ fn fill(
     make: &dyn Fn() -> Result<Repository, SourceError>,
 ) -> Result<(Repository, CheckedOut), SourceError> {
     loop {
-        let mirror = mirrors.obtain(address, wanted, history)?;
+        let mut mirror = mirrors.obtain(address, wanted, history)?;
         let checked_out = CheckedOut {
             commit: mirror.commit,
             found_by: mirror.found_by.clone(),
             fetched: mirror.fetched,
         };
         let repository = make()?;
-        let result = fill_from(mirrors, &mirror, repository, address);
+        let result = fill_from(mirrors, &mut mirror, repository, address);
         match result {
             Ok(repository) => return Ok((repository, checked_out)),
             Err(error) if error.is_damage() && !mirror.new => {
@@ -101,7 +101,7 @@ fn fill(
 
 fn fill_from(
     mirrors: &Mirrors<'_>,
-    mirror: &Mirror,
+    mirror: &mut Mirror,
     repository: Repository,
     address: &Address,
 ) -> Result<Repository, SourceError> {
@@ -120,6 +120,7 @@ fn fill_from(
         );
         fs::copy(from, &to).map_err(SourceError::io("writing", &to))?;
     }
+    mirror.let_go();
     // Opened anew, so that libgit2 sees the objects that were put there.
     let repository =
         Repository::open(&work_tree).map_err(SourceError::git("opening the work tree"))?;

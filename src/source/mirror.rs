@@ -26,7 +26,7 @@ const BRANCHES_AND_TAGS: &[&str] = &["+refs/heads/*:refs/heads/*", "+refs/tags/*
 const ALL_REFERENCES: &[&str] = &["+refs/*:refs/*"];
 /// How long to wait for another run's fetch before fetching without the cache.
 const LOCK_LIMIT: Duration = Duration::from_secs(300);
-const LOCK_POLL: Duration = Duration::from_millis(50);
+const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// Where mirrors are kept for this run.
 pub(super) struct Mirrors<'a> {
@@ -62,8 +62,8 @@ pub(super) struct Mirror {
     pub(super) fetched: bool,
     /// A mirror made just now; a failure with it is not old damage.
     pub(super) new: bool,
-    /// With its lock.
-    place: Place,
+    /// With its lock, until others may have their turn.
+    place: Option<Place>,
 }
 
 impl Mirrors<'_> {
@@ -226,7 +226,7 @@ impl Mirrors<'_> {
 
     /// Keeps the mirror for as long as the run lasts: a work tree takes its objects from there.
     pub(super) fn borrow(&self, mirror: &Mirror) {
-        if !mirror.place.is_shared() {
+        if !mirror.place.as_ref().is_some_and(Place::is_shared) {
             return;
         }
         match borrow(mirror.repository.path()) {
@@ -440,12 +440,17 @@ impl Found {
             found_by: self.found_by,
             fetched: self.fetched,
             new: self.new,
-            place,
+            place: Some(place),
         }
     }
 }
 
 impl Mirror {
+    /// The work tree has what it needs of the mirror, or has borrowed it: writing files keeps nobody waiting.
+    pub(super) fn let_go(&mut self) {
+        self.place = None;
+    }
+
     /// The next use makes the mirror anew.
     pub(super) fn discard(self) -> Result<(), SourceError> {
         discard(self.repository.path())

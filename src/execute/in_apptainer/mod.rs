@@ -12,7 +12,6 @@ use crate::container::apptainer::arguments::Bind;
 use crate::container::apptainer::command::{self, Call};
 use crate::container::apptainer::failure::failure;
 use crate::container::apptainer::folder;
-use crate::container::apptainer::program;
 use crate::container::caches::{self, Keyed, Mounted};
 use crate::container::error::ContainerError;
 use crate::container::handover;
@@ -63,10 +62,10 @@ pub(super) async fn run(run: &Run, settings: &Settings) -> Ran {
 
 async fn attempt(run: &Run, settings: &Settings, dir: &Path) -> Result<Outcome, ContainerError> {
     let (program, uv) = tokio::join!(
-        program::find(&run.settings.job.inherited),
+        settings.reached.apptainer(&run.settings.job.inherited),
         around::program_for_packages(run)
     );
-    let plan = plan(run, settings, program?).await?;
+    let plan = plan(run, settings, program?.clone()).await?;
     tracing::debug!(version = plan.program.version, "Apptainer");
     let caches = mount_caches(run, settings, &plan);
     let around = Surroundings {

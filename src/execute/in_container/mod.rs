@@ -14,7 +14,7 @@ use super::inside;
 use super::outcome::{Outcome, Stage};
 use super::run::Run;
 use super::run_dir;
-use crate::container::address::{self, DockerConfig};
+use crate::container::address::DockerConfig;
 use crate::container::archive;
 use crate::container::caches::{self, Mounted};
 use crate::container::engine::Engine;
@@ -63,7 +63,7 @@ async fn attempt(run: &Run, settings: &Settings) -> Result<Outcome, ContainerErr
     let env = &run.settings.job.inherited;
     let config = DockerConfig::read(env);
     let engine = tokio::select! {
-        engine = Engine::connect(address::address(env, &config)?, env) => engine?,
+        engine = settings.reached.engine(env, &config) => engine?.clone(),
         _ = run.stop.requested() => return Err(ContainerError::Stopped),
     };
     let mut plan = container_plan::plan(run, settings, &engine).await?;
