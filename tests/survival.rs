@@ -102,6 +102,25 @@ fn the_next_run_on_the_machine_sends_what_a_killed_one_left() {
     assert_eq!(world.api.status(&killed), "failed");
 }
 
+#[test]
+fn what_sync_sends_of_a_killed_rank_has_its_mark() {
+    let mut world = World::new();
+    let id = world.api.create("of several", script(COUNTER));
+    world.api.call("tasks.started", json!({"task": id}));
+    world.env.insert("SLURM_PROCID".into(), "2".into());
+    let shared = "CLEARML_MULTI_NODE_SINGLE_TASK";
+    world.env.insert(shared.into(), "1".into());
+    let mut running = world.start_execute(&id, &[]);
+    running.line_with("line 500");
+    running.signal("KILL");
+    let _ = running.wait();
+    let marks = || world.api.log(&id).matches("RANK 2:").count();
+    let before = marks();
+    world.run(&["sync"]).exits(0);
+    assert!(marks() > before, "{}", world.api.log(&id));
+    assert!(world.api.log(&id).contains("line 500\n"));
+}
+
 /// Kills the agent of a task that sleeps; gives the task.
 fn killed(world: &World) -> String {
     let id = world.api.create(

@@ -196,6 +196,7 @@ impl Journal {
                 about.machine = self.machine.clone();
                 about.fold = self.suppress_carriage_return;
                 about.log = true;
+                about.mark = upload.mark.clone();
             });
             self.shared.want_upload();
             followers.uploader = Some(tokio::spawn(uploader::run(

@@ -45,6 +45,9 @@ pub(super) struct About {
     pub fold: bool,
     /// Whether the server is to have the output.
     pub log: bool,
+    /// What stands before each piece of it there.
+    #[serde(default)]
+    pub mark: String,
     /// The claim by which the run holds the task.
     #[serde(default)]
     pub claim: Option<String>,
@@ -445,6 +448,7 @@ mod tests {
             machine: "h".into(),
             fold: true,
             log: true,
+            mark: String::new(),
             claim: Some("c".into()),
             former_worker: None,
             comes_back: false,

@@ -137,7 +137,7 @@ async fn send_one(left: spool::Left, path: PathBuf, session: &Arc<Session>, pati
             session: session.clone(),
             task: about.task.clone(),
             worker: about.worker.clone(),
-            mark: String::new(),
+            mark: about.mark.clone(),
         };
         uploader::run(shared.clone(), upload, about.fold).await;
     } else {
