@@ -128,7 +128,7 @@ pub(super) fn any_key(env: &Variables) -> Result<Object, ConfigError> {
             .filter_map(move |(name, text)| Some((name, name.strip_prefix(prefix)?, text)))
     };
     for (variable, name, text) in ANY_KEY.into_iter().rev().flat_map(with_prefix) {
-        let key = name.replace("__", ".").to_lowercase();
+        let key = key_named(name);
         let line = format!("{key}: {text}");
         let set = hocon::parse_text(variable, &line, env).map_err(|e| {
             let (found, expected) = match e {
@@ -144,6 +144,31 @@ pub(super) fn any_key(env: &Variables) -> Result<Object, ConfigError> {
         object.merge(set);
     }
     Ok(object)
+}
+
+/// Whether a variable of this name sets one of these keys, a section that holds one, or a part of one.
+pub(super) fn sets_any_of(variable: &str, keys: &[&str]) -> bool {
+    let of_its_own = NAMED.iter().chain(NAMED_OR_IN_SECTION);
+    let named = of_its_own
+        .filter(|(_, names)| names.contains(&variable))
+        .map(|(key, _)| (*key).to_owned());
+    let any = ANY_KEY
+        .iter()
+        .filter_map(|prefix| variable.strip_prefix(prefix))
+        .map(key_named);
+    let within = |outer: &str, inner: &str| {
+        let rest = inner.strip_prefix(outer);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    named.chain(any).any(|set| {
+        keys.iter()
+            .any(|key| within(&set, key) || within(key, &set))
+    })
+}
+
+/// The key that the end of such a name means.
+fn key_named(name: &str) -> String {
+    name.replace("__", ".").to_lowercase()
 }
 
 #[cfg(test)]

@@ -1,6 +1,10 @@
 //! What leaves the configuration: the file that the job's SDK reads, the variables that the job gets,
 //! and the print-out for `--debug`.
 
+use std::sync::LazyLock;
+
+use regex::Regex;
+
 use super::hocon::{Object, Value};
 use super::{Config, ConfigError, Variables, bool_of, environment, expand, text_of};
 use crate::api::tls::Trust;
@@ -8,23 +12,38 @@ use crate::mask::{KeyNames, MASK, Secrets};
 use crate::secret::mask_url_password;
 
 /// The agent's way into repositories is not the job's.
-const NOT_FOR_THE_JOB: [&str; 7] = [
+const NOT_FOR_THE_JOB: [&str; 3] = [
     "agent.git_user",
     "agent.git_pass",
     "agent.git.extra_credentials",
-    "environment.CLEARML_AGENT_GIT_USER",
-    "environment.CLEARML_AGENT_GIT_PASS",
-    "environment.TRAINS_AGENT_GIT_USER",
-    "environment.TRAINS_AGENT_GIT_PASS",
 ];
+/// The job is told which package indexes there are, and not how the agent logs in to them.
+const WITHOUT_LOGINS: &str = "agent.package_manager";
+
+/// Whether the job may inherit a variable of this name. One that sets a key of the configuration is
+/// left out where that key is not the job's, or is told without logins: the job's file has the rest.
+pub fn is_for_the_job(variable: &str) -> bool {
+    !environment::sets_any_of(variable, &NOT_FOR_THE_JOB)
+        && !environment::sets_any_of(variable, &[WITHOUT_LOGINS])
+}
 
 impl Config {
     /// The configuration as JSON, which is HOCON too: the user's file with everything looked up, the
-    /// environment laid over it, the API server as the agent uses it; without git secrets.
+    /// environment laid over it, the API server as the agent uses it; without the logins for repositories
+    /// and package indexes.
     pub fn for_job(&self) -> String {
         let mut object = self.given.clone();
         for key in NOT_FOR_THE_JOB {
             object.remove_at(key);
+        }
+        if let Some(Value::Object(section)) = self.given.at("environment") {
+            let variables = section.iter().map(|(name, _)| name);
+            for name in variables.filter(|name| !is_for_the_job(name)) {
+                object.remove_at(&format!("environment.{name}"));
+            }
+        }
+        if let Some(value) = self.given.at(WITHOUT_LOGINS) {
+            object.set_at(WITHOUT_LOGINS, without_logins(value));
         }
         if let Some(server) = self.text("api.api_server") {
             let server = server.trim().trim_end_matches('/').to_owned();
@@ -88,6 +107,26 @@ impl Config {
             }
         }
         lines.join("\n")
+    }
+}
+
+/// The value with no user and password in its addresses, also within flags for pip.
+fn without_logins(value: &Value) -> Value {
+    static LOGIN: LazyLock<Regex> = LazyLock::new(|| {
+        #[expect(clippy::unwrap_used, reason = "a constant pattern, used by a test")]
+        Regex::new(r"(?i)(https?://)[^\s/?#]*@").unwrap()
+    });
+    match value {
+        Value::Text(text) => Value::Text(LOGIN.replace_all(text, "$1").into_owned()),
+        Value::Array(items) => Value::Array(items.iter().map(without_logins).collect()),
+        Value::Object(object) => {
+            let mut plain = Object::default();
+            for (name, value) in object.iter() {
+                plain.set(name, without_logins(value));
+            }
+            Value::Object(plain)
+        }
+        other => other.clone(),
     }
 }
 

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::ConfigError;
 use hocon::{Object, Value};
+pub use job::is_for_the_job;
 
 use crate::mask::KeyNames;
 use crate::secret::Secret;

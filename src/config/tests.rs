@@ -278,12 +278,18 @@ fn no_file_at_all() {
 }
 
 #[test]
-fn the_job_gets_everything_but_git_secrets() {
+fn the_job_gets_everything_but_the_agents_logins() {
     let config = loaded(
         r#"
         base: /data
         api { host: "http://h:8008/", credentials { access_key: A, secret_key: S } }
         agent { git_user: u, git_pass: p, git.extra_credentials: [{user: a, pass: b, host: c}], git_host: g }
+        agent.package_manager {
+          extra_index_url: ["https://u:p@w@i/simple", "https://token@j:8/", "http://k/a@b"]
+          extra_pip_install_flags: ["--index-url=https://u:p@i/s", "-f https://u:p@i/f"]
+          force_upgrade: true
+        }
+        environment { CLEARML__AGENT__GIT_PASS: v, PIP_INDEX_URL: "https://u:p@own/simple" }
         sdk.storage.cache.default_base_dir: ${base}/cache
         "#,
         &[
@@ -302,7 +308,16 @@ fn the_job_gets_everything_but_git_secrets() {
                 "files_server": "http://f",
                 "api_server": "http://h:8008",
             },
-            "agent": {"git": {}, "git_host": "g"},
+            "agent": {
+                "git": {},
+                "git_host": "g",
+                "package_manager": {
+                    "extra_index_url": ["https://i/simple", "https://j:8/", "http://k/a@b"],
+                    "extra_pip_install_flags": ["--index-url=https://i/s", "-f https://i/f"],
+                    "force_upgrade": true,
+                },
+            },
+            "environment": {"PIP_INDEX_URL": "https://u:p@own/simple"},
             "sdk": {"storage": {"cache": {"default_base_dir": "/data/cache"}}},
         })
     );

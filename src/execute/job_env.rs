@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::cli::LogLevel;
+use crate::config::is_for_the_job;
 
 pub type Variables = BTreeMap<String, String>;
 
@@ -94,26 +95,22 @@ pub struct Told<'a> {
     pub python_path: &'a str,
 }
 
-/// Meant for the agent alone; a script has no business with them. The git credentials would be
-/// readable by everything that the script starts.
-const NOT_PASSED_ON: [&str; 9] = [
+/// Meant for the agent alone; a script has no business with them. So are those of the configuration
+/// ([`is_for_the_job`]): credentials would be readable by everything that the script starts.
+const NOT_PASSED_ON: [&str; 6] = [
     "CLEARML_APT_INSTALL",
     "TRAINS_APT_INSTALL",
+    // The agent's own pip flags; an index in them may have a login.
+    "CLEARML_EXTRA_PIP_INSTALL_FLAGS",
     "UV_CACHE_DIR",
     "UV_PYTHON_CACHE_DIR",
     "UV_PYTHON_INSTALL_DIR",
-    "CLEARML_AGENT_GIT_USER",
-    "CLEARML_AGENT_GIT_PASS",
-    "TRAINS_AGENT_GIT_USER",
-    "TRAINS_AGENT_GIT_PASS",
 ];
 
 /// The complete environment of the script.
 pub fn job_environment(inherited: &Variables, told: &Told<'_>) -> Variables {
     let mut env = inherited.clone();
-    for name in NOT_PASSED_ON {
-        env.remove(name);
-    }
+    env.retain(|name, _| !NOT_PASSED_ON.contains(&name.as_str()) && is_for_the_job(name));
     let config_file = told.config_file.to_string_lossy().into_owned();
     for (name, value) in [
         ("TASK_ID", told.task_id),
@@ -272,16 +269,31 @@ mod tests {
 
     #[test]
     fn what_is_for_the_agent_stays_with_it() {
-        let env = with(
-            &[
-                ("CLEARML_AGENT_GIT_PASS", "s3cret"),
-                ("TRAINS_AGENT_GIT_USER", "u"),
-                ("UV_CACHE_DIR", "/c"),
-            ],
-            &Gpus::Inherited,
-        );
-        for name in NOT_PASSED_ON {
-            assert!(!env.contains_key(name), "{name}");
+        for (name, passed) in [
+            ("CLEARML_AGENT_GIT_USER", false),
+            ("CLEARML_AGENT_GIT_PASS", false),
+            ("TRAINS_AGENT_GIT_USER", false),
+            ("TRAINS_AGENT_GIT_PASS", false),
+            ("CLEARML_AGENT_GIT_HOST", true),
+            ("CLEARML_AGENT__AGENT__GIT_PASS", false),
+            ("CLEARML__AGENT__GIT_PASS", false),
+            ("CLEARML_AGENT__AGENT__GIT__EXTRA_CREDENTIALS", false),
+            ("CLEARML__AGENT__GIT", false),
+            ("CLEARML_AGENT__AGENT", false),
+            ("CLEARML_AGENT__AGENT__GIT_HOST", true),
+            (
+                "CLEARML_AGENT__AGENT__PACKAGE_MANAGER__EXTRA_INDEX_URL",
+                false,
+            ),
+            ("CLEARML__SDK__DEVELOPMENT__DEFAULT_OUTPUT_URI", true),
+            ("CLEARML_EXTRA_PIP_INSTALL_FLAGS", false),
+            ("PIP_EXTRA_INDEX_URL", true),
+            ("UV_INDEX_URL", true),
+            ("UV_CACHE_DIR", false),
+            ("CLEARML_APT_INSTALL", false),
+        ] {
+            let env = with(&[(name, "x")], &Gpus::Inherited);
+            assert_eq!(env.contains_key(name), passed, "{name}");
         }
     }
 

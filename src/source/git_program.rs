@@ -10,7 +10,7 @@ use super::network::{Get, Network};
 use super::program;
 use super::ssh::on_path;
 use super::url::{Address, Transport};
-use crate::config::Variables;
+use crate::config::{Variables, is_for_the_job};
 
 /// Fetches as [`Network::fetch`] does. Nothing where there is no git; the error is what git said.
 pub(super) fn fetch(
@@ -91,18 +91,11 @@ const OF_ANOTHER_REPOSITORY: [&str; 12] = [
     "GIT_REPLACE_REF_BASE",
     "GIT_CEILING_DIRECTORIES",
 ];
-/// Meant for git servers; what works on this machine's files alone has no business with them.
-const LOGINS: [&str; 4] = [
-    "CLEARML_AGENT_GIT_USER",
-    "CLEARML_AGENT_GIT_PASS",
-    "TRAINS_AGENT_GIT_USER",
-    "TRAINS_AGENT_GIT_PASS",
-];
-
 /// The environment for git where it needs no server. The filters of the user's configuration see it.
 pub(super) fn on_this_machine(command: &mut Command, env: &Variables) {
     with_settings(command, env, Vec::new());
-    for name in LOGINS {
+    // Logins are for servers; what works on this machine's files alone has no business with them.
+    for name in env.keys().filter(|name| !is_for_the_job(name)) {
         command.env_remove(name);
     }
 }
