@@ -193,7 +193,7 @@ fn an_image_that_is_too_old() {
          __asm__ volatile (\"syscall\" : \"=a\"(result) : \"a\"(number), \"D\"(a), \"S\"(b), \"d\"(c) : \"rcx\", \"r11\", \"memory\");\n  \
          return result;\n}\n\
          static const char said[] = \"/.clearml-agent/bin/clearml-agent: /lib/x86_64-linux-gnu/libc.so.6: \
-         version `GLIBC_2.28' not found (required by /.clearml-agent/bin/clearml-agent)\\n\";\n\
+         version `GLIBC_2.34' not found (required by /.clearml-agent/bin/clearml-agent)\\n\";\n\
          void _start(void) { call(1, 2, said, sizeof said - 1); call(60, 1, 0, 0); }\n",
     )
     .unwrap();
@@ -216,5 +216,5 @@ fn an_image_that_is_too_old() {
     docker(&["commit", &holder.id, &name]).unwrap();
     let image = Image(name);
     let world = world();
-    refused(&world, &image.0, 65, "image_unsuitable").complains("glibc) is too old");
+    refused(&world, &image.0, 65, "image_unsuitable").complains("glibc) is older than 2.34");
 }

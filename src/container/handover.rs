@@ -187,17 +187,30 @@ pub fn folder_items(from: &Path, into: &str, user: &User, items: &mut Vec<Item>)
     }
 }
 
+/// The newest version of glibc that the loader (ld.so) misses: it names each in a line of its own, as
+/// ``version `GLIBC_2.34' not found``.
+fn missing_glibc(said: &str) -> Option<(u32, u32)> {
+    let versions = said.split("GLIBC_").skip(1).filter_map(|rest| {
+        let end = rest.find(|c: char| c != '.' && !c.is_ascii_digit());
+        let (major, minor) = rest[..end.unwrap_or(rest.len())].split_once('.')?;
+        Some((major.parse().ok()?, minor.split('.').next()?.parse().ok()?))
+    });
+    versions.max()
+}
+
 /// Why the agent does not run in an image, from what its loader said.
 pub fn why_unsuitable(said: &str) -> String {
     let said = said.trim();
     let lower = said.to_lowercase();
+    if let Some((major, minor)) = missing_glibc(said) {
+        return format!(
+            "its C library (glibc) is older than {major}.{minor}, which this agent was built for; the portable build \
+             (README, \"One binary for all machines\") runs with 2.28 and later, as in Debian 10, Ubuntu 20.04, RHEL 8"
+        );
+    }
     let why = match () {
-        () if lower.contains("glibc_") => {
-            "its C library (glibc) is too old: 2.28 is needed, as in Debian 10, Ubuntu 20.04, RHEL 8 and later"
-        }
         () if lower.contains("not found") || lower.contains("no such file") => {
-            "it has no glibc, which the agent needs (2.28 or later; images of Alpine and busybox have another C \
-             library)"
+            "it has no glibc, which the agent needs (images of Alpine and busybox have another C library)"
         }
         () if lower.contains("exec format") => "it is for another kind of processor than the agent",
         () if lower.contains("permission denied") => {
@@ -208,5 +221,30 @@ pub fn why_unsuitable(said: &str) -> String {
     match said.lines().next_back() {
         Some(last) => format!("{why} ({last})"),
         None => why.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_loader_says_is_explained() {
+        let old = "/a: /lib/x86_64-linux-gnu/libm.so.6: version `GLIBC_2.29' not found (required by /a)\n\
+                   /a: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.34' not found (required by /a)\n\
+                   /a: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.4' not found (required by /a)";
+        assert_eq!(missing_glibc(old), Some((2, 34)));
+        for (said, why) in [
+            (old, "older than 2.34, which this agent was built for"),
+            ("sh: 1: /a: not found", "no glibc"),
+            ("sh: /a: Exec format error", "another kind of processor"),
+            ("sh: /a: Permission denied", "noexec"),
+            ("Killed", "does not start in it (Killed)"),
+            ("version `GLIBC_PRIVATE' is odd", "does not start in it"),
+            ("", "does not start in it"),
+        ] {
+            let explained = why_unsuitable(said);
+            assert!(explained.contains(why), "{said}: {explained}");
+        }
     }
 }
