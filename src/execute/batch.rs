@@ -12,6 +12,7 @@ use super::watch::failed_rank;
 use crate::api::tasks::{self, FinalStatus};
 use crate::api::{ApiError, queues};
 use crate::cli::OnPreempt;
+use crate::outlet;
 use crate::process::signal::TERM;
 
 /// What a stop by SIGTERM means there: another rank failed and the rest were ended, or the machine is
@@ -115,7 +116,9 @@ pub(super) async fn hand_on(run: &Run, outcome: &Outcome, verdict: &Verdict) {
         }
     };
     if let Err(error) = told {
-        eprintln!("clearml-agent: what comes next could not be told to the server: {error}");
+        outlet::complain(format_args!(
+            "what comes next could not be told to the server: {error}"
+        ));
     }
 }
 
@@ -133,9 +136,9 @@ async fn tell_of_preemption(run: &Run, verdict: &Verdict) -> Result<bool, ApiErr
 
 async fn requeue(run: &Run, verdict: &Verdict) -> Result<(), ApiError> {
     let Some(queue) = queue_of(run).await? else {
-        eprintln!(
-            "clearml-agent: the task was in no queue, so it cannot be put back: it is stopped"
-        );
+        outlet::complain(format_args!(
+            "the task was in no queue, so it cannot be put back: it is stopped"
+        ));
         return Ok(());
     };
     if tell_of_preemption(run, verdict).await? {

@@ -29,6 +29,7 @@ use crate::container::settings::ContainerRuntime;
 use crate::journal::{self, Journal, Receipt, Upload};
 use crate::mask::Secrets;
 use crate::monitor;
+use crate::outlet;
 use crate::process::Usage;
 use crate::process::guard::Guard;
 use crate::task::Task;
@@ -218,7 +219,7 @@ pub(super) async fn carry_out(
     };
     run.timeline.mark(Phase::LogSent);
     if monitoring != Monitoring::Off {
-        eprintln!("clearml-agent: {}", receipt.words());
+        outlet::complain(format_args!("{}", receipt.words()));
     }
     let told = match status {
         Some(status) => write_status(&run, status, &verdict, &end, &stop, is_recorded).await,
