@@ -212,18 +212,32 @@ pub(super) async fn carry_out(
         journal.will_end(&verdict.ending());
     }
     let end = End::of(&run);
-    let receipt = tokio::select! {
-        biased;
-        receipt = journal.clone().finish_unless(run.settings.journal.drain, end.hurried(&stop)) => receipt,
-        never = end.tell() => match never {},
+    let log = async {
+        let receipt = tokio::select! {
+            biased;
+            receipt = journal.clone().finish_unless(run.settings.journal.drain, end.hurried(&stop)) => receipt,
+            never = end.tell() => match never {},
+        };
+        run.timeline.mark(Phase::LogSent);
+        if monitoring != Monitoring::Off {
+            outlet::complain(receipt.words());
+        }
+        receipt
     };
-    run.timeline.mark(Phase::LogSent);
-    if monitoring != Monitoring::Off {
-        outlet::complain(format_args!("{}", receipt.words()));
-    }
-    let told = match status {
-        Some(status) => write_status(&run, status, &verdict, &end, &stop, is_recorded).await,
-        None => Told::Written,
+    let telling = async {
+        let told = match status {
+            Some(status) => write_status(&run, status, &verdict, &end, &stop, is_recorded).await,
+            None => Told::Written,
+        };
+        if matches!(told, Told::Written | Told::LeftAsItIs) {
+            batch::hand_on(&run, &outcome, &verdict).await;
+        }
+        told
+    };
+    let (receipt, told) = match stop.cause() {
+        // Whoever sends a signal may send SIGKILL next: the log has its journal, the status has not.
+        Some(StopCause::Signal(_)) => tokio::join!(log, telling),
+        _ => (log.await, telling.await),
     };
     let is_told = told != Told::Unheard;
     let outcome = match told {
@@ -234,9 +248,6 @@ pub(super) async fn carry_out(
         }
         Told::Written | Told::LeftAsItIs | Told::Unheard => outcome,
     };
-    if is_told {
-        batch::hand_on(&run, &outcome, &verdict).await;
-    }
     watching.abort();
     if let Some(claiming) = claiming {
         claiming.abort();

@@ -12,7 +12,7 @@ use crate::api::ApiError;
 use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
 use crate::outlet;
 
-/// What the final status may take at least, however short `--drain-timeout` is.
+/// What the final status may take at least, however short `--drain-timeout` is and whoever is in a hurry.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
 
 /// The end, as far as it waits for a server that may be away.
@@ -105,10 +105,15 @@ pub(super) async fn write_status(
             .map(Some)
     };
     let deadline = end.for_status(tokio::time::Instant::now());
+    let hurried = async {
+        end.hurried(stop).await;
+        tokio::time::sleep(STATUS_LIMIT).await;
+    };
     let told = tokio::select! {
         told = writing => told.map_err(|error: ApiError| error.to_string()),
         () = tokio::time::sleep_until(deadline) => Err("no answer in time".into()),
-        () = end.hurried(stop) => Err("not waited for".into()),
+        // The rest of the log is what is not waited for; one call must do.
+        () = hurried => Err("not waited for".into()),
     };
     match told {
         Ok(Some(StatusWrite::Written)) => {
