@@ -134,6 +134,62 @@ fn a_preempted_task_is_stopped_put_back_or_kept() {
     }
 }
 
+/// A script that takes its time to end.
+const SLOW_TO_END: &str = "\
+import os, signal, sys, time
+def bye(*_):
+    print('ending', flush=True)
+    while not os.path.exists(os.environ['HOME'] + '/end'): time.sleep(0.01)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, bye)
+print('awake', flush=True)
+time.sleep(1000)
+";
+
+#[test]
+fn an_abort_ends_a_task_that_is_just_being_preempted() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    for then in ["requeue", "keep"] {
+        let _ = std::fs::remove_file(world.path("end"));
+        let id = queued(&world, SLOW_TO_END);
+        let mut running = start(&world, &id, &["--on-preempt", then, "--grace", "100"]);
+        running.line_with("awake");
+        eventually("the server knows of the worker", || {
+            !world.api.task(&id)["last_worker"].is_null()
+        });
+        running.signal("TERM");
+        running.line_with("ending");
+        world.api.call("tasks.stop", json!({"task": id}));
+        std::fs::write(world.path("end"), "").unwrap();
+        running.wait().exits(143).prints("aborted on the server");
+        assert_eq!(world.api.status(&id), "stopped", "{then}");
+        assert_eq!(entries(&world), 0, "{then}");
+        let reason = world.api.reason(&id);
+        assert!(reason.starts_with("user abort"), "{reason}");
+        start(&world, &id, &[]).wait().exits(67);
+    }
+}
+
+/// The server asks the worker to stop it, and there is none.
+#[test]
+fn an_abort_of_a_kept_task_holds_for_the_jobs_next_start() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let id = queued(&world, SLEEPER);
+    let mut running = start(&world, &id, &["--on-preempt", "keep"]);
+    running.line_with("attempt 1");
+    running.signal("TERM");
+    running.wait().exits(143);
+    world.api.call("tasks.stop", json!({"task": id}));
+    assert_eq!(world.api.status(&id), "in_progress");
+    start(&world, &id, &[])
+        .wait()
+        .exits(67)
+        .complains("its status is stopped");
+    assert!(world.api.reason(&id).starts_with("user abort"));
+}
+
 #[test]
 fn another_job_goes_on_with_what_was_put_back() {
     let mut world = World::new();

@@ -229,8 +229,10 @@ pub(super) async fn carry_out(
             Some(status) => write_status(&run, status, &verdict, &end, &stop, is_recorded).await,
             None => Told::Written,
         };
-        if matches!(told, Told::Written | Told::LeftAsItIs) {
-            batch::hand_on(&run, &outcome, &verdict).await;
+        match told {
+            Told::Written => batch::hand_on(&run, &outcome, &verdict, true).await,
+            Told::LeftAsItIs => batch::hand_on(&run, &outcome, &verdict, false).await,
+            Told::TakenOver | Told::Unheard => {}
         }
         told
     };

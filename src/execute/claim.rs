@@ -7,11 +7,11 @@ mod refused;
 
 use self::queue_entry::take_from_queue;
 use self::ready::Attempt;
-pub use self::ready::{Ready, ready};
+pub use self::ready::{Ready, is_aborted, ready};
 pub use self::refused::Refused;
 use super::runtime::{CLAIM, Record, said};
 use super::scheduler::Claimant;
-use crate::api::tasks::{self, FinalStatus, StatusNote};
+use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
 use crate::api::{Session, queues};
 use crate::console::Console;
 use crate::task::{Status, Task};
@@ -184,6 +184,19 @@ pub async fn claim(
         return Err(error.into());
     }
     Ok(Claimed::of(task, &attempt))
+}
+
+/// Stops a task that was aborted when no agent was there to see it (see [`is_aborted`]).
+pub async fn carry_out_abort(
+    session: &Session,
+    task: &Task,
+    worker: &str,
+) -> Result<StatusWrite, Refused> {
+    let note = StatusNote {
+        reason: "user abort: aborted on the server",
+        message: &changed_by(worker),
+    };
+    Ok(tasks::finish(session, &task.id, FinalStatus::Stopped, note).await?)
 }
 
 /// What was done to a task that cannot be started then.

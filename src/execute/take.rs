@@ -88,6 +88,10 @@ async fn when_ready(
             // It was over, only nobody had heard of it.
             continue;
         }
+        if claim::is_aborted(&task, taking) {
+            claim::carry_out_abort(session, &task, taking.worker).await?;
+            continue;
+        }
         let why = match claim::ready(&task, taking, has_died) {
             Ready::Now => return Ok(task),
             Ready::Unanswered(within) => {
