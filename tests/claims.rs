@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/line.rs"]
+mod line;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
 use common::{Repo, Running, World, eventually, script};
+use line::Line;
 use serde_json::{Value, json};
 
 /// Says which attempt it is, and sleeps until it is stopped.
@@ -657,6 +660,52 @@ fn a_killed_job_is_gone_on_with_over_a_server_far_away() {
     world.env.insert("CLEARML_API_HOST".into(), far);
     start(&world, &id, &[]).wait().exits(0).prints("attempt 2");
     assert_eq!(world.api.status(&id), "completed");
+}
+
+/// Between the queue and what the task says of its claim.
+#[test]
+fn a_job_that_was_killed_while_it_took_its_task_takes_it_up() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let line = Line::to(&world.api.url);
+    world
+        .env
+        .insert("CLEARML_API_HOST".into(), line.url.clone());
+    let id = queued(&world, "print('ran')");
+    line.hold("tasks.edit");
+    let first = start(&world, &id, &[]);
+    eventually("the task is out of its queue", || entries(&world) == 0);
+    first.signal("KILL");
+    let _ = first.wait();
+    line.let_through();
+    assert_eq!(world.api.status(&id), "queued");
+    start(&world, &id, &[]).wait().exits(0).prints("ran");
+    assert_eq!(world.api.status(&id), "completed");
+}
+
+#[test]
+fn a_claim_is_recorded_as_soon_as_the_server_takes_it() {
+    let mut world = World::new();
+    let line = Line::to(&world.api.url);
+    world
+        .env
+        .insert("CLEARML_API_HOST".into(), line.url.clone());
+    let go = world.path("go").display().to_string();
+    world.env.insert("GO".into(), go.clone());
+    let text = "import os, time\nprint('awake', flush=True)\n\
+                while not os.path.exists(os.environ['GO']): time.sleep(0.01)\n";
+    let id = world.api.create("not recorded", script(text));
+    line.hold("tasks.edit");
+    let mut running = world.start_execute(&id, &[]);
+    running.line_with("awake");
+    // Longer than one call is patient.
+    eventually("it is tried again", || line.has_held() > 1);
+    line.let_through();
+    eventually("the claim is recorded", || {
+        world.api.task(&id)["runtime"]["clearml_agent_claim"].is_string()
+    });
+    std::fs::write(go, "").unwrap();
+    running.wait().exits(0);
 }
 
 #[test]

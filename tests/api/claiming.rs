@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clearml_agent::api::{ApiError, Session};
+use clearml_agent::api::{ApiError, Session, queues};
 use clearml_agent::console::Console;
 use clearml_agent::execute::claim::{self, Claimed, Mode, Ready, Refused, Taking};
 use clearml_agent::task::Status;
@@ -77,9 +77,9 @@ async fn of_many_agents_one_takes_the_task_out_of_its_queue() {
     }
     assert_eq!(server.calls_of("tasks.started").len(), 1);
     assert_eq!(server.task(&id)["status"], "in_progress");
-    // Login, a look at the task, the race for it, a look at where it went.
+    // Login, a look at the task, the race for it, a look at where it went, and whether it has started there.
     let calls = server.calls().len();
-    assert!(calls <= 5 * AGENTS, "{calls}");
+    assert!(calls <= 6 * AGENTS, "{calls}");
 }
 
 #[tokio::test]
@@ -122,6 +122,25 @@ async fn a_claim_whose_answer_was_lost_is_raced_for_again() {
     claim(&session, &id, Mode::FromQueue, "w:0", &quiet())
         .await
         .unwrap();
+    assert_eq!(server.task(&id)["status"], "in_progress");
+    assert_eq!(server.state()["queues"][&queue]["entries"], json!([]));
+}
+
+/// An agent was killed after it had taken the entry away, and nobody can tell.
+#[tokio::test]
+async fn a_task_that_stays_queued_in_no_queue_is_taken_by_exactly_one() {
+    let server = Recorded::start();
+    let id = training(&server);
+    let queue = server.create_queue("left");
+    server.enqueue(&id, &queue);
+    let session = login(&server).await;
+    assert!(queues::remove_task(&session, &queue, &id).await.unwrap());
+    let console = quiet();
+    let claims = (0..5).map(|_| claim(&session, &id, Mode::FromQueue, "w:0", &console));
+    let results = futures_util::future::join_all(claims).await;
+    let winners = results.iter().filter(|result| result.is_ok()).count();
+    assert_eq!(winners, 1, "{results:?}");
+    assert_eq!(server.calls_of("tasks.started").len(), 1);
     assert_eq!(server.task(&id)["status"], "in_progress");
     assert_eq!(server.state()["queues"][&queue]["entries"], json!([]));
 }

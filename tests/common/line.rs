@@ -4,6 +4,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 pub struct Line {
@@ -15,6 +16,7 @@ pub struct Line {
 struct Held {
     endpoint: Mutex<Option<&'static str>>,
     changed: Condvar,
+    count: AtomicUsize,
 }
 
 impl Line {
@@ -44,6 +46,11 @@ impl Line {
         *self.held.endpoint.lock().unwrap() = Some(endpoint);
     }
 
+    /// How many calls there were that were not let through at once.
+    pub fn has_held(&self) -> usize {
+        self.held.count.load(Ordering::SeqCst)
+    }
+
     pub fn let_through(&self) {
         *self.held.endpoint.lock().unwrap() = None;
         self.held.changed.notify_all();
@@ -63,8 +70,19 @@ impl Held {
             let is_held = |endpoint: &mut Option<&'static str>| {
                 endpoint.is_some_and(|e| begin.starts_with(&format!("POST /{e} ")))
             };
-            let guard = self.endpoint.lock().unwrap();
-            drop(self.changed.wait_while(guard, is_held).unwrap());
+            let mut guard = self.endpoint.lock().unwrap();
+            if is_held(&mut guard) {
+                self.count.fetch_add(1, Ordering::SeqCst);
+                drop(self.changed.wait_while(guard, is_held).unwrap());
+                // Who is gone by then has said nothing.
+                from.set_nonblocking(true)?;
+                if matches!(from.peek(&mut [0]), Ok(0)) {
+                    return to.shutdown(Shutdown::Both);
+                }
+                from.set_nonblocking(false)?;
+            } else {
+                drop(guard);
+            }
             to.write_all(&bytes[..count])?;
         }
     }

@@ -10,12 +10,17 @@ use crate::task::{Status, Task};
 ///
 /// The answer to that call can be lost. Then the entry is gone and nobody can say who has it: the
 /// winner shows by changing the status soon; if none does, the entry is put back and raced for again.
-/// Giving up puts it back too: a task that is queued in no queue would never run.
+/// The same holds for an agent that was killed between its removal and the start, which is what a task
+/// that stays queued in no queue comes from. Giving up puts it back too: it would never run.
 pub(super) async fn take_from_queue(session: &Session, task: &Task) -> Result<String, Refused> {
     /// Lost answers before giving up.
     const LOSSES: u32 = 3;
     /// Enough for each loss to be followed by putting the entry back and by a move to another queue.
     const ROUNDS: u32 = 3 * LOSSES;
+    /// Looks, a second each, by which who has removed the entry has started the task: this agent, perhaps,
+    /// or another one, of which nothing is known.
+    const IF_OURS: u32 = 10;
+    const IF_ANOTHERS: u32 = 20;
     let id = &task.id;
     let not_queued = |status| Refused::NotQueued {
         id: id.clone(),
@@ -32,8 +37,12 @@ pub(super) async fn take_from_queue(session: &Session, task: &Task) -> Result<St
     };
     let mut losses = 0;
     let mut maybe_ours = false;
+    // Whether nobody has started it, so that this agent has put it back.
+    let mut was_nobodys = false;
     for _ in 0..ROUNDS {
         match queues::remove_task(session, &queue, id).await {
+            // Others may have put it back as well, and one of them has it already.
+            Ok(true) if was_nobodys && !stays_queued(session, id, 2).await.unwrap_or(true) => break,
             Ok(true) => return Ok(queue),
             Ok(false) => {}
             Err(error @ ApiError::Unreachable { .. }) => {
@@ -41,7 +50,7 @@ pub(super) async fn take_from_queue(session: &Session, task: &Task) -> Result<St
                 losses += 1;
                 if losses == LOSSES {
                     if queue_holding(session, id).await?.is_none()
-                        && stays_queued(session, id).await?
+                        && stays_queued(session, id, IF_OURS).await?
                     {
                         queues::add_task(session, &queue, id).await?;
                     }
@@ -56,12 +65,19 @@ pub(super) async fn take_from_queue(session: &Session, task: &Task) -> Result<St
         // Not in the queue that the task names: it may have been moved to another one.
         if let Some(other) = queue_holding(session, id).await? {
             queue = other;
-        } else if maybe_ours && stays_queued(session, id).await? {
-            queues::add_task(session, &queue, id).await?;
-            maybe_ours = false;
-        } else {
+            continue;
+        }
+        let looks = if maybe_ours { IF_OURS } else { IF_ANOTHERS };
+        if was_nobodys && !maybe_ours || !stays_queued(session, id, looks).await? {
             break;
         }
+        match queue_holding(session, id).await? {
+            // Somebody has put it there in the meantime.
+            Some(other) => queue = other,
+            None => queues::add_task(session, &queue, id).await?,
+        }
+        was_nobodys |= !maybe_ours;
+        maybe_ours = false;
     }
     Err(Refused::TakenByAnother { id: id.clone() })
 }
@@ -74,10 +90,12 @@ async fn queue_holding(session: &Session, task: &str) -> Result<Option<String>, 
     Ok(holding.map(|queue| queue.id))
 }
 
-/// Whether the task is still `queued` after the time in which any winner would have started it.
-async fn stays_queued(session: &Session, task: &str) -> Result<bool, ApiError> {
-    for _ in 0..10 {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+/// Whether the task is still `queued` after so many looks.
+async fn stays_queued(session: &Session, task: &str, looks: u32) -> Result<bool, ApiError> {
+    for look in 0..looks {
+        if look > 0 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
         match tasks::standing(session, task).await? {
             Some(standing) if standing.status == Status::Queued => {}
             _ => return Ok(false),
