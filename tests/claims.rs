@@ -684,6 +684,47 @@ fn a_job_that_was_killed_while_it_took_its_task_takes_it_up() {
 }
 
 #[test]
+fn a_signal_while_the_task_is_taken_puts_it_back() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let line = Line::to(&world.api.url);
+    world
+        .env
+        .insert("CLEARML_API_HOST".into(), line.url.clone());
+    for held in ["tasks.edit", "tasks.started"] {
+        let id = queued(&world, "print('ran')");
+        line.hold(held);
+        let running = start(&world, &id, &["--on-preempt", "keep"]);
+        eventually("the task is out of its queue", || entries(&world) == 0);
+        running.signal("TERM");
+        running
+            .wait()
+            .exits(143)
+            .complains("while task")
+            .complains("it is as it was");
+        line.let_through();
+        assert_eq!(world.api.status(&id), "queued");
+        assert_eq!(entries(&world), 1);
+        start(&world, &id, &[]).wait().exits(0).prints("ran");
+    }
+    // With nothing at stake, while it is seen whether another agent has it.
+    let id = queued(&world, "print('ran')");
+    let queues = world.api.call("queues.get_all", json!({}));
+    let queue = &queues["queues"][0]["id"];
+    world
+        .api
+        .call("queues.remove_task", json!({"queue": queue, "task": id}));
+    line.hold("tasks.get_all");
+    let running = start(&world, &id, &[]);
+    eventually("it looks whether the task is started", || {
+        line.has_held() > 2
+    });
+    running.signal("TERM");
+    running.wait().exits(143).complains("it is as it was");
+    assert_eq!(world.api.status(&id), "queued");
+}
+
+#[test]
 fn a_claim_is_recorded_as_soon_as_the_server_takes_it() {
     let mut world = World::new();
     let line = Line::to(&world.api.url);

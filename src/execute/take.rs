@@ -52,8 +52,17 @@ pub(super) async fn take(
         never = patience => never,
         cause = stop.requested() => Err(interrupted(&cause)),
     }?;
-    let claimed = claim::claim(&session, task, &taking, console).await?;
-    Ok((session, claimed))
+    match claim::claim(&session, task, &taking, console, stop.token()).await {
+        Ok(claimed) => Ok((session, claimed)),
+        Err(refused) => Err(match (refused, stop.cause()) {
+            (Refused::GivenUp { id, left }, Some(cause)) => NotRun::CutOff {
+                cause,
+                task: id,
+                left,
+            },
+            (refused, _) => refused.into(),
+        }),
+    }
 }
 
 /// How long the other ranks wait for the first to take the task, at least.

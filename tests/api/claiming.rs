@@ -7,6 +7,7 @@ use clearml_agent::console::Console;
 use clearml_agent::execute::claim::{self, Claimed, Mode, Ready, Refused, Taking};
 use clearml_agent::task::Status;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::calls::status_change_lost;
 use crate::recorded::Recorded;
@@ -27,11 +28,12 @@ async fn claim(
         run: "run1",
         claimant: None,
     };
+    let never = CancellationToken::new();
     match claim::ready(&task, &taking, |_| false) {
-        Ready::Now => claim::claim(session, task, &taking, console).await,
+        Ready::Now => claim::claim(session, task, &taking, console, &never).await,
         Ready::Unanswered(within) => {
             let task = claim::asking::ask(session, &task, &taking, within).await?;
-            claim::claim(session, task, &taking, console).await
+            claim::claim(session, task, &taking, console, &never).await
         }
         Ready::Later(why) | Ready::Never(why) => Err(why),
     }

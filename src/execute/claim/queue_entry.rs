@@ -2,9 +2,19 @@
 
 use std::time::Duration;
 
-use super::Refused;
+use tokio_util::sync::CancellationToken;
+
+use super::{Left, Refused};
 use crate::api::{ApiError, Session, queues, tasks};
 use crate::task::{Status, Task};
+
+/// Where an entry is that is not where it was expected.
+enum Found {
+    In(String),
+    /// Nowhere, and nobody has started the task.
+    Nowhere,
+    Started,
+}
 
 /// Removes the task's queue entry, the one call that only one agent can win; gives the queue's id.
 ///
@@ -12,7 +22,13 @@ use crate::task::{Status, Task};
 /// winner shows by changing the status soon; if none does, the entry is put back and raced for again.
 /// The same holds for an agent that was killed between its removal and the start, which is what a task
 /// that stays queued in no queue comes from. Giving up puts it back too: it would never run.
-pub(super) async fn take_from_queue(session: &Session, task: &Task) -> Result<String, Refused> {
+///
+/// `stop` ends the waiting for another agent, at which nothing is at stake.
+pub(super) async fn take_from_queue(
+    session: &Session,
+    task: &Task,
+    stop: &CancellationToken,
+) -> Result<String, Refused> {
     /// Lost answers before giving up.
     const LOSSES: u32 = 3;
     /// Enough for each loss to be followed by putting the entry back and by a move to another queue.
@@ -34,6 +50,10 @@ pub(super) async fn take_from_queue(session: &Session, task: &Task) -> Result<St
         _ => queue_holding(session, id)
             .await?
             .ok_or_else(|| not_queued(task.status))?,
+    };
+    let given_up = || Refused::GivenUp {
+        id: id.clone(),
+        left: Left::AsItWas,
     };
     let mut losses = 0;
     let mut maybe_ours = false;
@@ -62,19 +82,32 @@ pub(super) async fn take_from_queue(session: &Session, task: &Task) -> Result<St
             }
             Err(error) => return Err(error.into()),
         }
-        // Not in the queue that the task names: it may have been moved to another one.
-        if let Some(other) = queue_holding(session, id).await? {
-            queue = other;
-            continue;
-        }
-        let looks = if maybe_ours { IF_OURS } else { IF_ANOTHERS };
-        if was_nobodys && !maybe_ours || !stays_queued(session, id, looks).await? {
-            break;
-        }
-        match queue_holding(session, id).await? {
-            // Somebody has put it there in the meantime.
-            Some(other) => queue = other,
-            None => queues::add_task(session, &queue, id).await?,
+        let looking = async {
+            // Not in the queue that the task names: it may have been moved to another one.
+            if let Some(other) = queue_holding(session, id).await? {
+                return Ok(Found::In(other));
+            }
+            let looks = if maybe_ours { IF_OURS } else { IF_ANOTHERS };
+            if was_nobodys && !maybe_ours || !stays_queued(session, id, looks).await? {
+                return Ok(Found::Started);
+            }
+            Ok::<_, ApiError>(match queue_holding(session, id).await? {
+                // Somebody has put it there in the meantime.
+                Some(other) => Found::In(other),
+                None => Found::Nowhere,
+            })
+        };
+        let found = tokio::select! {
+            found = looking => found?,
+            () = stop.cancelled(), if !maybe_ours => return Err(given_up()),
+        };
+        match found {
+            Found::In(other) => {
+                queue = other;
+                continue;
+            }
+            Found::Started => break,
+            Found::Nowhere => queues::add_task(session, &queue, id).await?,
         }
         was_nobodys |= !maybe_ours;
         maybe_ours = false;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Left;
 use crate::api::ApiError;
 use crate::execute::outcome::exit;
 use crate::task::Status;
@@ -52,6 +53,9 @@ pub enum Refused {
         "task {id} was taken out of its queue by another agent in the same moment: it runs there"
     )]
     TakenByAnother { id: String },
+    /// A stop was asked for.
+    #[error("given up while task {id} was being taken: {left}")]
+    GivenUp { id: String, left: Left },
     #[error("task {id} is {status} and cannot be changed: run a copy of it with --clone")]
     ReadOnly { id: String, status: Status },
     #[error(transparent)]
@@ -69,6 +73,8 @@ impl Refused {
                 exit::HELD_BY_ANOTHER
             }
             Refused::Ended { .. } | Refused::ReadOnly { .. } => exit::ENDED,
+            // Whoever asked for the stop has a code of its own.
+            Refused::GivenUp { .. } => exit::AGENT,
         }
     }
 }
