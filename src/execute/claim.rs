@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use self::queue_entry::take_from_queue;
+use self::queue_entry::{Entry, take_from_queue, take_nobodys};
 use self::ready::Attempt;
 pub use self::ready::{Ready, is_aborted, ready};
 pub use self::refused::Refused;
@@ -96,7 +96,7 @@ impl std::fmt::Display for Left {
             Left::AsItWas => "it is as it was",
             Left::Stopped => "it is stopped",
             Left::Unknown => {
-                "the server does not answer, so that it may be `queued` in no queue. Then the next agent with \
+                "what became of it is not known; if it is `queued` in no queue, the next agent with \
                  --require-queue takes it all the same"
             }
         })
@@ -155,7 +155,23 @@ pub async fn claim(
             ));
         }
         Mode::FromQueue => {
-            let queue = take_from_queue(session, &task, stop).await?;
+            let queue = match take_from_queue(session, &task, stop).await? {
+                Entry::Taken(queue) => queue,
+                Entry::Nobodys(queue) => {
+                    console.say(format!(
+                        "Task {id} is queued and in no queue, and nobody starts it: taking it if nobody \
+                         else does"
+                    ));
+                    task = tokio::select! {
+                        now = take_nobodys(session, &task, taking, &queue) => now?,
+                        () = stop.cancelled() => {
+                            let left = Left::Unknown;
+                            return Err(Refused::GivenUp { id: task.id, left });
+                        }
+                    };
+                    queue
+                }
+            };
             console.say(format!("Took task {id} out of queue {queue}"));
             taken_from = TakenFrom::Queue(queue);
         }

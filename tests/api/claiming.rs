@@ -25,7 +25,7 @@ async fn claim(
     let taking = Taking {
         mode,
         worker,
-        run: "run1",
+        run: worker,
         claimant: None,
     };
     let never = CancellationToken::new();
@@ -138,7 +138,8 @@ async fn a_task_that_stays_queued_in_no_queue_is_taken_by_exactly_one() {
     let session = login(&server).await;
     assert!(queues::remove_task(&session, &queue, &id).await.unwrap());
     let console = quiet();
-    let claims = (0..5).map(|_| claim(&session, &id, Mode::FromQueue, "w:0", &console));
+    let workers = ["a", "b", "c", "d", "e"];
+    let claims = workers.map(|worker| claim(&session, &id, Mode::FromQueue, worker, &console));
     let results = futures_util::future::join_all(claims).await;
     let winners = results.iter().filter(|result| result.is_ok()).count();
     assert_eq!(winners, 1, "{results:?}");

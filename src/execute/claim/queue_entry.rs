@@ -4,35 +4,35 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Left, Refused};
+use super::{Left, Refused, Taking, asking};
 use crate::api::{ApiError, Session, queues, tasks};
 use crate::task::{Status, Task};
 
-/// Where an entry is that is not where it was expected.
-enum Found {
-    In(String),
-    /// Nowhere, and nobody has started the task.
-    Nowhere,
-    Started,
+/// What became of the task's queue entry.
+pub(super) enum Entry {
+    /// Removed by this agent, from this queue.
+    Taken(String),
+    /// It is in no queue, where it was in this one, and nobody has started it.
+    Nobodys(String),
 }
 
-/// Removes the task's queue entry, the one call that only one agent can win; gives the queue's id.
+/// Removes the task's queue entry, the one call that only one agent can win.
 ///
 /// The answer to that call can be lost. Then the entry is gone and nobody can say who has it: the
-/// winner shows by changing the status soon; if none does, the entry is put back and raced for again.
-/// The same holds for an agent that was killed between its removal and the start, which is what a task
-/// that stays queued in no queue comes from. Giving up puts it back too: it would never run.
+/// winner shows by changing the status soon; if none does, it is nobody's. The same holds for an agent
+/// that was killed between its removal and the start, which is what a task that stays queued in no queue
+/// comes from. Giving up puts the entry back: it would never run.
 ///
 /// `stop` ends the waiting for another agent, at which nothing is at stake.
 pub(super) async fn take_from_queue(
     session: &Session,
     task: &Task,
     stop: &CancellationToken,
-) -> Result<String, Refused> {
+) -> Result<Entry, Refused> {
     /// Lost answers before giving up.
     const LOSSES: u32 = 3;
-    /// Enough for each loss to be followed by putting the entry back and by a move to another queue.
-    const ROUNDS: u32 = 3 * LOSSES;
+    /// Enough for each loss to be followed by a move to another queue.
+    const ROUNDS: u32 = 2 * LOSSES;
     /// Looks, a second each, by which who has removed the entry has started the task: this agent, perhaps,
     /// or another one, of which nothing is known.
     const IF_OURS: u32 = 10;
@@ -51,19 +51,10 @@ pub(super) async fn take_from_queue(
             .await?
             .ok_or_else(|| not_queued(task.status))?,
     };
-    let given_up = || Refused::GivenUp {
-        id: id.clone(),
-        left: Left::AsItWas,
-    };
     let mut losses = 0;
-    let mut maybe_ours = false;
-    // Whether nobody has started it, so that this agent has put it back.
-    let mut was_nobodys = false;
     for _ in 0..ROUNDS {
         match queues::remove_task(session, &queue, id).await {
-            // Others may have put it back as well, and one of them has it already.
-            Ok(true) if was_nobodys && !stays_queued(session, id, 2).await.unwrap_or(true) => break,
-            Ok(true) => return Ok(queue),
+            Ok(true) => return Ok(Entry::Taken(queue)),
             Ok(false) => {}
             Err(error @ ApiError::Unreachable { .. }) => {
                 tracing::debug!(%error, "the answer to the claim was lost");
@@ -76,19 +67,19 @@ pub(super) async fn take_from_queue(
                     }
                     return Err(error.into());
                 }
-                maybe_ours = true;
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             }
             Err(error) => return Err(error.into()),
         }
+        let maybe_ours = losses > 0;
         let looking = async {
             // Not in the queue that the task names: it may have been moved to another one.
             if let Some(other) = queue_holding(session, id).await? {
                 return Ok(Found::In(other));
             }
             let looks = if maybe_ours { IF_OURS } else { IF_ANOTHERS };
-            if was_nobodys && !maybe_ours || !stays_queued(session, id, looks).await? {
+            if !stays_queued(session, id, looks).await? {
                 return Ok(Found::Started);
             }
             Ok::<_, ApiError>(match queue_holding(session, id).await? {
@@ -99,20 +90,47 @@ pub(super) async fn take_from_queue(
         };
         let found = tokio::select! {
             found = looking => found?,
-            () = stop.cancelled(), if !maybe_ours => return Err(given_up()),
+            () = stop.cancelled(), if !maybe_ours => {
+                let (id, left) = (id.clone(), Left::AsItWas);
+                return Err(Refused::GivenUp { id, left });
+            }
         };
         match found {
-            Found::In(other) => {
-                queue = other;
-                continue;
-            }
+            Found::In(other) => queue = other,
             Found::Started => break,
-            Found::Nowhere => queues::add_task(session, &queue, id).await?,
+            Found::Nowhere => return Ok(Entry::Nobodys(queue)),
         }
-        was_nobodys |= !maybe_ours;
-        maybe_ours = false;
     }
     Err(Refused::TakenByAnother { id: id.clone() })
+}
+
+/// Takes what is nobody's: of all who find that, the last to say so, and only if nobody else takes the entry
+/// that is put back for it. Gives the task as it is then.
+pub(super) async fn take_nobodys(
+    session: &Session,
+    task: &Task,
+    taking: &Taking<'_>,
+    queue: &str,
+) -> Result<Task, Refused> {
+    let id = &task.id;
+    let taken_by_another = || Refused::TakenByAnother { id: id.clone() };
+    let now = match asking::ask(session, task, taking, asking::OTHERS_WITHIN).await {
+        Err(Refused::RunsStill { .. }) => return Err(taken_by_another()),
+        asked => asked?,
+    };
+    queues::add_task(session, queue, id).await?;
+    match queues::remove_task(session, queue, id).await? {
+        true => Ok(now),
+        false => Err(taken_by_another()),
+    }
+}
+
+/// Where an entry is that is not where it was expected.
+enum Found {
+    In(String),
+    /// Nowhere, and nobody has started the task.
+    Nowhere,
+    Started,
 }
 
 async fn queue_holding(session: &Session, task: &str) -> Result<Option<String>, ApiError> {
