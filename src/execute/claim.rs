@@ -143,7 +143,13 @@ pub async fn claim(
             return Ok(Claimed::of(task, &attempt));
         }
         Mode::Clone => {
-            let copy = tasks::clone(session, &task).await?;
+            let copy = match tasks::clone(session, &task).await {
+                Err(cause @ ApiError::AnswerLost { .. }) => {
+                    let (id, name) = (id.to_owned(), task.name);
+                    return Err(Refused::CopyUnknown { id, name, cause });
+                }
+                copy => copy?,
+            };
             console.say(format!("Cloned task {id}: new task id={copy}"));
             task = fetch(session, &copy).await?;
         }

@@ -77,14 +77,14 @@ impl NotRun {
                 }
                 ApiError::Setup { .. } | ApiError::NotAnApiServer { .. } => Reason::ConfigInvalid,
                 ApiError::Refused { .. } => Reason::Refused,
-                ApiError::Unreachable { .. } | ApiError::UnexpectedAnswer { .. } => {
-                    Reason::NoServer
-                }
+                ApiError::Unreachable { .. }
+                | ApiError::AnswerLost { .. }
+                | ApiError::UnexpectedAnswer { .. } => Reason::NoServer,
             },
             NotRun::Refused(refused) => match refused {
                 Refused::NoSuchTask { .. } => Reason::NotFound,
                 Refused::NotQueued { .. } => Reason::NotQueued,
-                Refused::TooSlow { .. } => Reason::NoServer,
+                Refused::TooSlow { .. } | Refused::CopyUnknown { .. } => Reason::NoServer,
                 Refused::TakenByAnother { .. }
                 | Refused::Held { .. }
                 | Refused::RunsStill { .. } => Reason::TakenByAnother,

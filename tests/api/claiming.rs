@@ -288,3 +288,31 @@ async fn a_clone_runs_and_its_source_stays_untouched() {
     assert_eq!(copy["status"], "in_progress");
     assert_eq!(server.task(&source), before);
 }
+
+#[tokio::test]
+async fn a_task_is_copied_once_whatever_becomes_of_the_answer() {
+    let server = Recorded::start();
+    let session = login(&server).await;
+    let lost = |what: &str, status: u32, applied: bool| json!({"endpoint": "tasks.clone", "what": what, "status": status, "applied": applied});
+    for (failure, copied) in [
+        (lost("status", 429, false), true),
+        (lost("status", 500, true), false),
+        (lost("status", 502, true), false),
+        (lost("status", 503, false), false),
+        (lost("drop", 0, true), false),
+    ] {
+        let source = training(&server);
+        server.inject(failure.clone());
+        let result = claim(&session, &source, Mode::Clone, "w:0", &quiet()).await;
+        assert_eq!(result.is_ok(), copied, "{failure}: {result:?}");
+        if let Err(refused) = result {
+            let words = refused.to_string();
+            assert!(words.contains("not tried again"), "{words}");
+            assert_eq!(refused.exit_code(), 69);
+        }
+        let state = server.state();
+        let tasks = state["tasks"].as_object().unwrap().values();
+        let copies = tasks.filter(|task| task["parent"] == json!(source)).count();
+        assert!(copies <= 1, "{failure}: {copies}");
+    }
+}

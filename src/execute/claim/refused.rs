@@ -53,6 +53,16 @@ pub enum Refused {
         "task {id} was taken out of its queue by another agent in the same moment: it runs there"
     )]
     TakenByAnother { id: String },
+    #[error(
+        "whether task {id} was copied is not known: {cause}. It is not tried again, since that might make a \
+         second copy. If the web UI shows a new \"Clone of {name}\", run that one with --id, or delete it and \
+         start this again"
+    )]
+    CopyUnknown {
+        id: String,
+        name: String,
+        cause: ApiError,
+    },
     /// A stop was asked for.
     #[error("given up while task {id} was being taken: {left}")]
     GivenUp { id: String, left: Left },
@@ -67,7 +77,7 @@ impl Refused {
         match self {
             Refused::Api(error) => exit::for_api(error),
             Refused::NoSuchTask { .. } => exit::NOT_FOUND,
-            Refused::TooSlow { .. } => exit::NO_SERVER,
+            Refused::TooSlow { .. } | Refused::CopyUnknown { .. } => exit::NO_SERVER,
             Refused::NotQueued { .. } | Refused::FirstRankSilent { .. } => exit::NOT_QUEUED,
             Refused::TakenByAnother { .. } | Refused::Held { .. } | Refused::RunsStill { .. } => {
                 exit::HELD_BY_ANOTHER
