@@ -13,6 +13,7 @@ pub mod journal;
 pub mod logging;
 pub mod mask;
 pub mod monitor;
+pub mod outlet;
 pub mod process;
 pub mod python;
 pub mod secret;

@@ -7,6 +7,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::mask::Mask;
+use crate::outlet;
 
 /// Starts the program's own log; that of the libraries is left out. Without `debug` nothing is
 /// written: what a user must know is said by the console and by errors.
@@ -29,11 +30,11 @@ struct Masked(Mask);
 impl Write for Masked {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
-        io::stderr().write_all(self.0.mask(&text).as_str().as_bytes())?;
+        outlet::stderr().write(self.0.mask(&text).as_str().as_bytes());
         Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }

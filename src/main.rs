@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use clearml_agent::cli::{Cli, Command};
 use clearml_agent::mask::Mask;
 use clearml_agent::process::guard;
-use clearml_agent::{cache, execute, logging, server, sync};
+use clearml_agent::{cache, execute, logging, outlet, server, sync};
 
 fn main() -> ExitCode {
     let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
@@ -38,13 +38,15 @@ fn main() -> ExitCode {
     });
     // What still runs in the background (a call nobody waits for) must not hold up the exit.
     runtime.shutdown_background();
-    match ended {
+    let code = match ended {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("clearml-agent: {error:#}");
+            outlet::complain(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
-    }
+    };
+    outlet::finish();
+    code
 }
 
 /// The environment, but for variables that are not text: neither settings nor Python scripts can

@@ -1,5 +1,6 @@
 //! `clearml-agent sync`: sends what earlier runs could not, and tells how they ended.
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use crate::api::tasks::FinalStatus;
@@ -9,6 +10,7 @@ use crate::config::{self, ConfigError, Lookup, Variables};
 use crate::execute::outcome::exit;
 use crate::journal::sync::{What, Whose, send_left};
 use crate::mask::Mask;
+use crate::outlet;
 
 #[derive(Debug, thiserror::Error)]
 enum SyncError {
@@ -39,13 +41,20 @@ pub fn status_words(status: Option<FinalStatus>) -> String {
     })
 }
 
+/// To standard output; one that is gone (`| head`) does not keep the rest from being sent.
+macro_rules! say {
+    ($($words:tt)*) => {
+        let _ = writeln!(std::io::stdout(), $($words)*);
+    };
+}
+
 /// Gives the exit code: 0 where nothing is left.
 pub async fn sync(args: SyncArgs, global: GlobalArgs, env: Variables, mask: &Mask) -> u8 {
     match attempt(&args, &global, env, mask).await {
         Ok(0) => 0,
         Ok(_) => exit::AGENT,
         Err(error) => {
-            eprintln!("clearml-agent: {}", mask.mask(&error.to_string()));
+            outlet::complain(format_args!("{}", mask.mask(&error.to_string())));
             error.exit_code()
         }
     }
@@ -88,19 +97,19 @@ async fn attempt(
                 status,
             } => {
                 sent += 1;
-                println!("task {task}: {}{}", receipt.words(), status_words(status));
+                say!("task {task}: {}{}", receipt.words(), status_words(status));
             }
             What::Nothing => {}
             What::OtherServer { server } => {
                 left += 1;
-                println!(
+                say!(
                     "{path}: left as it is, it is for {server}, and the configuration names {}",
                     session.host()
                 );
             }
             What::Left { cause } => {
                 left += 1;
-                println!("{path}: left as it is: {cause}");
+                say!("{path}: left as it is: {cause}");
             }
         }
     };
@@ -119,7 +128,7 @@ async fn attempt(
             true => "",
             false => " (of this machine; --all-machines looks at all)",
         };
-        println!("nothing is left to send in {}{whose}", dir.display());
+        say!("nothing is left to send in {}{whose}", dir.display());
     }
     Ok(left)
 }

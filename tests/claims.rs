@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/line.rs"]
+mod line;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
 use common::{Repo, Running, World, eventually, script};
+use line::Line;
 use serde_json::{Value, json};
 
 /// Says which attempt it is, and sleeps until it is stopped.
@@ -132,6 +135,62 @@ fn a_preempted_task_is_stopped_put_back_or_kept() {
             assert_eq!(world.api.status(&id), "completed");
         }
     }
+}
+
+/// A script that takes its time to end.
+const SLOW_TO_END: &str = "\
+import os, signal, sys, time
+def bye(*_):
+    print('ending', flush=True)
+    while not os.path.exists(os.environ['HOME'] + '/end'): time.sleep(0.01)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, bye)
+print('awake', flush=True)
+time.sleep(1000)
+";
+
+#[test]
+fn an_abort_ends_a_task_that_is_just_being_preempted() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    for then in ["requeue", "keep"] {
+        let _ = std::fs::remove_file(world.path("end"));
+        let id = queued(&world, SLOW_TO_END);
+        let mut running = start(&world, &id, &["--on-preempt", then, "--grace", "100"]);
+        running.line_with("awake");
+        eventually("the server knows of the worker", || {
+            !world.api.task(&id)["last_worker"].is_null()
+        });
+        running.signal("TERM");
+        running.line_with("ending");
+        world.api.call("tasks.stop", json!({"task": id}));
+        std::fs::write(world.path("end"), "").unwrap();
+        running.wait().exits(143).prints("aborted on the server");
+        assert_eq!(world.api.status(&id), "stopped", "{then}");
+        assert_eq!(entries(&world), 0, "{then}");
+        let reason = world.api.reason(&id);
+        assert!(reason.starts_with("user abort"), "{reason}");
+        start(&world, &id, &[]).wait().exits(67);
+    }
+}
+
+/// The server asks the worker to stop it, and there is none.
+#[test]
+fn an_abort_of_a_kept_task_holds_for_the_jobs_next_start() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let id = queued(&world, SLEEPER);
+    let mut running = start(&world, &id, &["--on-preempt", "keep"]);
+    running.line_with("attempt 1");
+    running.signal("TERM");
+    running.wait().exits(143);
+    world.api.call("tasks.stop", json!({"task": id}));
+    assert_eq!(world.api.status(&id), "in_progress");
+    start(&world, &id, &[])
+        .wait()
+        .exits(67)
+        .complains("its status is stopped");
+    assert!(world.api.reason(&id).starts_with("user abort"));
 }
 
 #[test]
@@ -601,6 +660,93 @@ fn a_killed_job_is_gone_on_with_over_a_server_far_away() {
     world.env.insert("CLEARML_API_HOST".into(), far);
     start(&world, &id, &[]).wait().exits(0).prints("attempt 2");
     assert_eq!(world.api.status(&id), "completed");
+}
+
+/// Between the queue and what the task says of its claim.
+#[test]
+fn a_job_that_was_killed_while_it_took_its_task_takes_it_up() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let line = Line::to(&world.api.url);
+    world
+        .env
+        .insert("CLEARML_API_HOST".into(), line.url.clone());
+    let id = queued(&world, "print('ran')");
+    line.hold("tasks.edit");
+    let first = start(&world, &id, &[]);
+    eventually("the task is out of its queue", || entries(&world) == 0);
+    first.signal("KILL");
+    let _ = first.wait();
+    line.let_through();
+    assert_eq!(world.api.status(&id), "queued");
+    start(&world, &id, &[]).wait().exits(0).prints("ran");
+    assert_eq!(world.api.status(&id), "completed");
+}
+
+#[test]
+fn a_signal_while_the_task_is_taken_puts_it_back() {
+    let mut world = World::new();
+    claimant(&mut world, "job 7");
+    let line = Line::to(&world.api.url);
+    world
+        .env
+        .insert("CLEARML_API_HOST".into(), line.url.clone());
+    for held in ["tasks.edit", "tasks.started"] {
+        let id = queued(&world, "print('ran')");
+        line.hold(held);
+        let running = start(&world, &id, &["--on-preempt", "keep"]);
+        eventually("the task is out of its queue", || entries(&world) == 0);
+        running.signal("TERM");
+        running
+            .wait()
+            .exits(143)
+            .complains("while task")
+            .complains("it is as it was");
+        line.let_through();
+        assert_eq!(world.api.status(&id), "queued");
+        assert_eq!(entries(&world), 1);
+        start(&world, &id, &[]).wait().exits(0).prints("ran");
+    }
+    // With nothing at stake, while it is seen whether another agent has it.
+    let id = queued(&world, "print('ran')");
+    let queues = world.api.call("queues.get_all", json!({}));
+    let queue = &queues["queues"][0]["id"];
+    world
+        .api
+        .call("queues.remove_task", json!({"queue": queue, "task": id}));
+    line.hold("tasks.get_all");
+    let running = start(&world, &id, &[]);
+    eventually("it looks whether the task is started", || {
+        line.has_held() > 2
+    });
+    running.signal("TERM");
+    running.wait().exits(143).complains("it is as it was");
+    assert_eq!(world.api.status(&id), "queued");
+}
+
+#[test]
+fn a_claim_is_recorded_as_soon_as_the_server_takes_it() {
+    let mut world = World::new();
+    let line = Line::to(&world.api.url);
+    world
+        .env
+        .insert("CLEARML_API_HOST".into(), line.url.clone());
+    let go = world.path("go").display().to_string();
+    world.env.insert("GO".into(), go.clone());
+    let text = "import os, time\nprint('awake', flush=True)\n\
+                while not os.path.exists(os.environ['GO']): time.sleep(0.01)\n";
+    let id = world.api.create("not recorded", script(text));
+    line.hold("tasks.edit");
+    let mut running = world.start_execute(&id, &[]);
+    running.line_with("awake");
+    // Longer than one call is patient.
+    eventually("it is tried again", || line.has_held() > 1);
+    line.let_through();
+    eventually("the claim is recorded", || {
+        world.api.task(&id)["runtime"]["clearml_agent_claim"].is_string()
+    });
+    std::fs::write(go, "").unwrap();
+    running.wait().exits(0);
 }
 
 #[test]

@@ -394,6 +394,8 @@ async fn role_terminal() {
     .await;
     let receipt = journal.finish(LONG).await;
     console.say("after the end");
+    // As the program does.
+    clearml_agent::outlet::finish();
     if let Ok(mark) = mark {
         std::fs::write(mark, format!("{} lines", receipt.produced.lines)).unwrap();
     }

@@ -74,3 +74,30 @@ fn no_line_is_lost_while_the_server_fails() {
     }
     assert_eq!(server.task(&id)["status"], "completed");
 }
+
+#[test]
+fn who_waits_for_a_task_bears_a_server_that_is_away() {
+    let server = Recorded::start();
+    let world = world(&server);
+    let id = server.create_task(json!({"name": "waited for", "script": script("print('ran')")}));
+    server.enqueue(&id, &server.create_queue("q"));
+    // Longer than one call is patient.
+    let away = |endpoint: &str, what: &str| {
+        server
+            .inject(json!({"endpoint": endpoint, "what": what, "status": 503, "retry_after": 60}));
+    };
+    away("tasks.get_by_id", "status");
+    world
+        .execute(&id, &["--require-queue"])
+        .exits(69)
+        .complains("no answer from the ClearML API server");
+    away("auth.login", "status");
+    away("tasks.get_by_id", "status");
+    away("tasks.get_by_id", "web_page");
+    world
+        .execute(&id, &["--require-queue", "--wait", "100"])
+        .exits(0)
+        .prints("The server is away: no answer from")
+        .prints("ran");
+    assert_eq!(server.task(&id)["status"], "completed");
+}

@@ -408,3 +408,23 @@ fn several_ranks_run_one_task() {
     let reason = site.world.api.reason(&task);
     assert_eq!(reason, "rank 2 failed: worker execution exit code 5");
 }
+
+/// Nobody waits for a first rank that is gone.
+#[test]
+fn a_first_rank_that_dies_before_it_has_the_task_ends_the_job() {
+    let Some(mut site) = Site::new() else { return };
+    let bin = tempfile::tempdir().unwrap();
+    let agent = bin.path().join("clearml-agent");
+    let text = format!(
+        "#!/bin/sh\nif [ \"$SLURM_PROCID\" = 0 ]; then exit 70; fi\nexec {} \"$@\"\n",
+        env!("CARGO_BIN_EXE_clearml-agent")
+    );
+    std::fs::write(&agent, text).unwrap();
+    let may_be_run = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&agent, may_be_run).unwrap();
+    site.path = format!("{}:", bin.path().display());
+    let task = site.queued("print('ran')");
+    let job = site.submit(RANKS, &task, &[]);
+    assert_ne!(site.ends(&job), "0:0");
+    assert_eq!(site.world.api.status(&task), "queued");
+}

@@ -4,11 +4,14 @@
 mod common;
 #[path = "common/figures.rs"]
 mod figures;
+#[path = "common/line.rs"]
+mod line;
 #[path = "common/server_process.rs"]
 mod server_process;
 
 use common::{World, eventually, script};
 use figures::figures;
+use line::Line;
 use serde_json::json;
 use server_process::ServerProcess;
 
@@ -366,4 +369,71 @@ fn an_abort_and_the_scripts_own_end_in_the_same_moment() {
         }
         std::fs::remove_file(&go).unwrap();
     }
+}
+
+/// A world whose server takes no more of the log when that is asked of the line.
+fn far_away() -> (World, Line) {
+    let mut world = World::new();
+    let line = Line::to(&world.api.url);
+    world
+        .env
+        .insert("CLEARML_API_HOST".into(), line.url.clone());
+    (world, line)
+}
+
+/// Whoever sends SIGTERM sends SIGKILL next, whatever the log waits for.
+#[test]
+fn a_status_does_not_wait_for_the_log_when_a_signal_has_ended_the_run() {
+    let (world, line) = far_away();
+    let text = "\
+import signal, sys, time
+def bye(*_):
+    print('good bye', flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, bye)
+print('awake', flush=True)
+time.sleep(1000)
+";
+    let id = world.api.create("to be ended", script(text));
+    let mut running = world.start_execute(&id, &["--drain-timeout", "600"]);
+    running.line_with("awake");
+    eventually("the log is on its way", || {
+        world.api.log(&id).contains("awake")
+    });
+    line.hold("events.add_batch");
+    running.signal("TERM");
+    eventually("its status is set", || world.api.status(&id) == "stopped");
+    assert!(!world.api.log(&id).contains("good bye"));
+    running.signal("KILL");
+    let _ = running.wait();
+    line.let_through();
+    assert_eq!(world.api.reason(&id), "the agent received SIGTERM");
+    world.run(&["sync"]).exits(0);
+    assert_eq!(world.api.status(&id), "stopped");
+    assert!(world.api.log(&id).contains("good bye"));
+}
+
+/// A hurry is for the log alone.
+#[test]
+fn a_signal_while_the_log_is_sent_leaves_the_status_its_time() {
+    let (world, line) = far_away();
+    let go = world.path("go");
+    let text = format!(
+        "import os, time\nprint('awake', flush=True)\n\
+         while not os.path.exists({:?}): time.sleep(0.01)\nprint('the end')\nraise SystemExit(3)\n",
+        go.to_str().unwrap()
+    );
+    let id = world.api.create("ends in a hurry", script(&text));
+    let mut running = world.start_execute(&id, &[]);
+    running.line_with("awake");
+    eventually("the log is on its way", || {
+        world.api.log(&id).contains("awake")
+    });
+    line.hold("events.add_batch");
+    std::fs::write(go, "").unwrap();
+    running.line_with("Process failed, exit code 3");
+    running.signal("TERM");
+    running.wait().exits(3).complains("kept in");
+    assert_eq!(world.api.status(&id), "failed");
+    assert_eq!(world.api.reason(&id), "worker execution exit code 3");
 }

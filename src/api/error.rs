@@ -18,6 +18,12 @@ pub enum ApiError {
         waited: Duration,
     },
 
+    /// No answer to a call that must not be made twice.
+    #[error(
+        "no answer from the ClearML API server {host} ({cause}) to a call that it may have carried out"
+    )]
+    AnswerLost { host: String, cause: String },
+
     /// The key pair or token is not accepted.
     #[error(
         "the ClearML API server {host} does not accept the credentials: {message}. \

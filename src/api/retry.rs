@@ -7,6 +7,8 @@ use std::time::Duration;
 pub enum Patience {
     /// One try: for a call whose effect must be looked up, not repeated, when its answer is lost.
     Once,
+    /// For a call that makes something new: tried again only where it cannot have been carried out.
+    Unsent,
     /// Before anything is at stake: a server that is not there is told within 30 s.
     Start,
     /// Reports that the next one replaces: a missed one is no loss.
@@ -20,11 +22,17 @@ impl Patience {
     pub fn limit(self) -> Duration {
         match self {
             Patience::Once => Duration::ZERO,
-            Patience::Start => Duration::from_secs(25),
+            Patience::Start | Patience::Unsent => Duration::from_secs(25),
             Patience::Passing => Duration::from_secs(15),
             Patience::Persistent => Duration::from_secs(180),
         }
     }
+}
+
+/// Whether a call that was answered with this HTTP status may have been carried out all the same. 429 is said
+/// before it is; the rest may come from a proxy that has lost the answer.
+pub fn may_be_done(status: u16) -> bool {
+    status != 429
 }
 
 /// Whether an answer with this HTTP status is worth another try. 4xx say that the request itself is

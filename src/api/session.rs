@@ -73,11 +73,11 @@ enum Try {
     },
     NoAnswer {
         cause: String,
+        /// Or the server was never reached.
+        was_sent: bool,
     },
     /// There is no way to talk to this server as things are set.
-    NoTls {
-        cause: String,
-    },
+    NoTls { cause: String },
 }
 
 impl Session {
@@ -199,7 +199,12 @@ impl Session {
         body: Vec<u8>,
         patience: Patience,
     ) -> Result<T, ApiError> {
-        let mut bearer = self.bearer(patience).await?;
+        // Logging in makes nothing new.
+        let for_login = match patience {
+            Patience::Unsent => Patience::Start,
+            patience => patience,
+        };
+        let mut bearer = self.bearer(for_login).await?;
         let mut renewed = false;
         loop {
             let request = self
@@ -215,7 +220,7 @@ impl Session {
             if status == 401 && !renewed && matches!(self.credentials, Credentials::KeyPair { .. })
             {
                 renewed = true;
-                bearer = self.renewed_bearer(&bearer, patience).await?;
+                bearer = self.renewed_bearer(&bearer, for_login).await?;
                 continue;
             }
             return self.read_answer(endpoint, status, &answer);
@@ -245,7 +250,7 @@ impl Session {
             };
             let outcome = one_try(this_try.timeout(REQUEST_LIMIT.min(left))).await;
             tries += 1;
-            let (cause, retry_after) = match outcome {
+            let (cause, retry_after, may_be_done) = match outcome {
                 Try::Answer { status, body, .. } if !retry::is_retryable(status) => {
                     return Ok((status, body));
                 }
@@ -253,15 +258,26 @@ impl Session {
                     status,
                     retry_after,
                     body,
-                } => (format!("HTTP {status}{}", message_in(&body)), retry_after),
+                } => (
+                    format!("HTTP {status}{}", message_in(&body)),
+                    retry_after,
+                    retry::may_be_done(status),
+                ),
                 Try::NoTls { cause } if patience == Patience::Start => {
                     return Err(ApiError::Setup {
                         host: self.host.clone(),
                         cause,
                     });
                 }
-                Try::NoAnswer { cause } | Try::NoTls { cause } => (cause, None),
+                Try::NoAnswer { cause, was_sent } => (cause, None, was_sent),
+                Try::NoTls { cause } => (cause, None, false),
             };
+            if patience == Patience::Unsent && may_be_done {
+                return Err(ApiError::AnswerLost {
+                    host: self.host.clone(),
+                    cause,
+                });
+            }
             let pause = retry::pause(tries, retry_after, random());
             tracing::debug!(host = %self.host, %cause, tries, ?pause, "API call failed");
             if begin.elapsed() + pause >= patience.limit() {
@@ -401,7 +417,12 @@ async fn one_try(request: reqwest::RequestBuilder) -> Try {
                 let cause = format!("{}. {remedy}", causes(&e));
                 return Try::NoTls { cause };
             }
-            None => return Try::NoAnswer { cause: causes(&e) },
+            None => {
+                return Try::NoAnswer {
+                    cause: causes(&e),
+                    was_sent: !e.is_connect(),
+                };
+            }
         },
     };
     let status = answer.status().as_u16();
@@ -416,7 +437,10 @@ async fn one_try(request: reqwest::RequestBuilder) -> Try {
             retry_after,
             body: body.to_vec(),
         },
-        Err(e) => Try::NoAnswer { cause: causes(&e) },
+        Err(e) => Try::NoAnswer {
+            cause: causes(&e),
+            was_sent: true,
+        },
     }
 }
 

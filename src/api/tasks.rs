@@ -157,7 +157,8 @@ pub async fn enqueue(session: &Session, id: &str, queue: &str) -> Result<(), Api
         .map(drop)
 }
 
-/// Copies a task; gives the copy's id. Its status is `created`.
+/// Copies a task; gives the copy's id. Its status is `created`. Where the answer is lost
+/// ([`ApiError::AnswerLost`]) there may be a copy, of which nobody knows the id.
 pub async fn clone(session: &Session, source: &Task) -> Result<String, ApiError> {
     #[derive(Deserialize)]
     struct Answer {
@@ -169,7 +170,7 @@ pub async fn clone(session: &Session, source: &Task) -> Result<String, ApiError>
         "new_task_parent": source.parent.as_ref().unwrap_or(&source.id),
     });
     let answer: Answer = session
-        .call("tasks.clone", &request, Patience::Start)
+        .call("tasks.clone", &request, Patience::Unsent)
         .await?;
     Ok(answer.id)
 }

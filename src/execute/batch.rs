@@ -8,23 +8,32 @@ use super::runtime::{CLAIM, CLAIMANT, FAILED_RANK, PREEMPTED, ROUND, STEP, said}
 use super::scheduler::{Batch, Claimant};
 use super::settings::Settings;
 use super::slurm;
-use super::watch::failed_rank;
+use super::watch::{failed_rank, reads_as_stop};
 use crate::api::tasks::{self, FinalStatus};
 use crate::api::{ApiError, queues};
 use crate::cli::OnPreempt;
+use crate::outlet;
 use crate::process::signal::TERM;
 
-/// What a stop by SIGTERM means there: another rank failed and the rest were ended, or the machine is
-/// wanted back.
+/// What a stop by SIGTERM means there: another rank failed and the rest were ended, the task was aborted in
+/// the same moment, or the machine is wanted back.
 pub(super) async fn of_the_job(run: &Run, outcome: Outcome) -> Outcome {
     let Outcome::Stopped(StopCause::Signal(TERM)) = outcome else {
         return outcome;
     };
-    if run.several.is_some()
-        && let Ok(Some(standing)) = tasks::standing(&run.session, &run.task.id).await
-        && let Some(what) = failed_rank(&standing)
-    {
-        return Outcome::Stopped(StopCause::Rank { what });
+    if run.several.is_some() || run.settings.stop.on_preempt.is_some() {
+        let asking = tasks::standing(&run.session, &run.task.id);
+        let standing = tokio::time::timeout(slurm::PATIENCE, asking).await;
+        if let Ok(Ok(standing)) = standing {
+            let failed = standing.as_ref().and_then(failed_rank);
+            if let Some(what) = failed.filter(|_| run.several.is_some()) {
+                return Outcome::Stopped(StopCause::Rank { what });
+            }
+            // Who aborts it wants it neither put back nor kept.
+            if let Some(what) = reads_as_stop(standing.as_ref(), &mut 0) {
+                return Outcome::Stopped(StopCause::Server { what });
+            }
+        }
     }
     let stop = &run.settings.stop;
     match stop.on_preempt {
@@ -99,12 +108,13 @@ pub(super) fn may_be_kept(run: &Run, outcome: &Outcome) -> bool {
         && matches!(outcome, Outcome::Stopped(StopCause::Signal(TERM)))
 }
 
-/// After the status: what the next attempt, or the other ranks, are to know.
-pub(super) async fn hand_on(run: &Run, outcome: &Outcome, verdict: &Verdict) {
+/// After the status: what the next attempt, or the other ranks, are to know. `is_ours`: the status is this
+/// run's, not one that somebody else has set in the meantime.
+pub(super) async fn hand_on(run: &Run, outcome: &Outcome, verdict: &Verdict, is_ours: bool) {
     let told = if run.settings.rank > 0 {
         tell_of_failure(run, outcome, verdict).await
     } else {
-        match then(outcome) {
+        match then(outcome).filter(|_| is_ours) {
             Some(OnPreempt::Requeue) => requeue(run, verdict).await,
             Some(OnPreempt::Keep) => tell_of_preemption(run, verdict).await.map(drop),
             // Somebody may start the job again all the same (`scontrol requeue`).
@@ -115,7 +125,9 @@ pub(super) async fn hand_on(run: &Run, outcome: &Outcome, verdict: &Verdict) {
         }
     };
     if let Err(error) = told {
-        eprintln!("clearml-agent: what comes next could not be told to the server: {error}");
+        outlet::complain(format_args!(
+            "what comes next could not be told to the server: {error}"
+        ));
     }
 }
 
@@ -133,9 +145,9 @@ async fn tell_of_preemption(run: &Run, verdict: &Verdict) -> Result<bool, ApiErr
 
 async fn requeue(run: &Run, verdict: &Verdict) -> Result<(), ApiError> {
     let Some(queue) = queue_of(run).await? else {
-        eprintln!(
-            "clearml-agent: the task was in no queue, so it cannot be put back: it is stopped"
-        );
+        outlet::complain(format_args!(
+            "the task was in no queue, so it cannot be put back: it is stopped"
+        ));
         return Ok(());
     };
     if tell_of_preemption(run, verdict).await? {

@@ -17,24 +17,28 @@ use super::prepare;
 use super::result::Versions;
 use super::run::Run;
 use super::run_dir::RunDir;
-use super::runtime::Runtime;
+use super::runtime::{CLAIM, Runtime, said};
 use super::scheduler;
 use super::settings::{Monitoring, Settings};
 use super::stop::Stop;
 use super::timeline::{Phase, Timeline};
 use super::watch::{OfTheRun, watch};
 use crate::api::tasks::FinalStatus;
-use crate::api::{Session, workers};
+use crate::api::{ApiError, Session, workers};
 use crate::container::settings::ContainerRuntime;
 use crate::journal::{self, Journal, Receipt, Upload};
 use crate::mask::Secrets;
 use crate::monitor;
+use crate::outlet;
 use crate::process::Usage;
 use crate::process::guard::Guard;
 use crate::task::Task;
 
 /// What the worker's leaving may take.
 const LEAVING: Duration = Duration::from_secs(5);
+
+/// Between two rounds of tries to record the claim.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// How a claimed run ended, and what was told of it.
 pub(super) struct Ending {
@@ -127,7 +131,10 @@ pub(super) async fn carry_out(
             former_worker: run.task.last_worker.as_deref(),
         });
         // Beside all else: until the server has it, a killed agent's task has to wait for its user.
-        Some(tokio::spawn(record_claim(run.clone())))
+        Some(tokio::spawn(record_claim(
+            run.clone(),
+            claimed.former_claim.clone(),
+        )))
     } else {
         run.console.say(format!(
             "Rank {rank} of several (RANK, SLURM_PROCID): the task's status and packages are rank 0's to write"
@@ -211,18 +218,34 @@ pub(super) async fn carry_out(
         journal.will_end(&verdict.ending());
     }
     let end = End::of(&run);
-    let receipt = tokio::select! {
-        biased;
-        receipt = journal.clone().finish_unless(run.settings.journal.drain, end.hurried(&stop)) => receipt,
-        never = end.tell() => match never {},
+    let log = async {
+        let receipt = tokio::select! {
+            biased;
+            receipt = journal.clone().finish_unless(run.settings.journal.drain, end.hurried(&stop)) => receipt,
+            never = end.tell() => match never {},
+        };
+        run.timeline.mark(Phase::LogSent);
+        if monitoring != Monitoring::Off {
+            outlet::complain(receipt.words());
+        }
+        receipt
     };
-    run.timeline.mark(Phase::LogSent);
-    if monitoring != Monitoring::Off {
-        eprintln!("clearml-agent: {}", receipt.words());
-    }
-    let told = match status {
-        Some(status) => write_status(&run, status, &verdict, &end, &stop, is_recorded).await,
-        None => Told::Written,
+    let telling = async {
+        let told = match status {
+            Some(status) => write_status(&run, status, &verdict, &end, &stop, is_recorded).await,
+            None => Told::Written,
+        };
+        match told {
+            Told::Written => batch::hand_on(&run, &outcome, &verdict, true).await,
+            Told::LeftAsItIs => batch::hand_on(&run, &outcome, &verdict, false).await,
+            Told::TakenOver | Told::Unheard => {}
+        }
+        told
+    };
+    let (receipt, told) = match stop.cause() {
+        // Whoever sends a signal may send SIGKILL next: the log has its journal, the status has not.
+        Some(StopCause::Signal(_)) => tokio::join!(log, telling),
+        _ => (log.await, telling.await),
     };
     let is_told = told != Told::Unheard;
     let outcome = match told {
@@ -233,9 +256,6 @@ pub(super) async fn carry_out(
         }
         Told::Written | Told::LeftAsItIs | Told::Unheard => outcome,
     };
-    if is_told {
-        batch::hand_on(&run, &outcome, &verdict).await;
-    }
     watching.abort();
     if let Some(claiming) = claiming {
         claiming.abort();
@@ -277,29 +297,39 @@ pub(super) fn defect(panic: tokio::task::JoinError) -> Ran {
 }
 
 /// Says in the task's runtime by which claim it runs, in which pod, and, where the run is supervised, on
-/// which machine, as the Python agent does then. Gives whether the server has it.
-async fn record_claim(run: Arc<Run>) -> bool {
+/// which machine, as the Python agent does then; as soon as the server takes it. Gives whether the server has it.
+async fn record_claim(run: Arc<Run>, former_claim: Option<String>) -> bool {
     let mut more = scheduler::pod_fields(&run.settings.job.inherited);
     if run.settings.monitoring == Monitoring::Full {
         let machine = run.settings.config.machine().to_owned();
         more.push(("_exec_agent_hostname", machine));
     }
     let is_recorded = run.settings.claimant.is_some();
-    let said = run.runtime.change(|all| {
-        if !is_recorded {
-            run.record().begin(all);
+    loop {
+        let written = run.runtime.change(|all| {
+            let now = said(all, CLAIM).filter(|now| *now != run.settings.run);
+            if now.is_some() && now != former_claim.as_deref() {
+                // Another's by now, if this comes late.
+                return false;
+            }
+            if !is_recorded {
+                run.record().begin(all);
+            }
+            for (key, value) in &more {
+                all.insert((*key).to_owned(), value.as_str().into());
+            }
+            !is_recorded || !more.is_empty()
+        });
+        match written.await {
+            Ok(written) => return written,
+            Err(error) => {
+                tracing::debug!(%error, "the claim is not recorded");
+                if !matches!(error, ApiError::Unreachable { .. }) {
+                    return false;
+                }
+            }
         }
-        for (key, value) in &more {
-            all.insert((*key).to_owned(), value.as_str().into());
-        }
-        !is_recorded || !more.is_empty()
-    });
-    match said.await {
-        Ok(said) => said,
-        Err(error) => {
-            tracing::debug!(%error, "the claim is not recorded");
-            false
-        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

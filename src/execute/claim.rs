@@ -5,14 +5,18 @@ mod queue_entry;
 mod ready;
 mod refused;
 
-use self::queue_entry::take_from_queue;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use self::queue_entry::{Entry, take_from_queue, take_nobodys};
 use self::ready::Attempt;
-pub use self::ready::{Ready, ready};
+pub use self::ready::{Ready, is_aborted, ready};
 pub use self::refused::Refused;
 use super::runtime::{CLAIM, Record, said};
 use super::scheduler::Claimant;
-use crate::api::tasks::{self, FinalStatus, StatusNote};
-use crate::api::{Session, queues};
+use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
+use crate::api::{ApiError, Session, queues};
 use crate::console::Console;
 use crate::task::{Status, Task};
 
@@ -77,6 +81,34 @@ pub enum First {
 /// The reason that a task is set `started` with.
 pub const STARTED: &str = "worker started execution";
 
+/// What becomes of a task that was not started, because a stop was asked for while it was being taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    AsItWas,
+    Stopped,
+    /// The server does not say.
+    Unknown,
+}
+
+impl std::fmt::Display for Left {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Left::AsItWas => "it is as it was",
+            Left::Stopped => "it is stopped",
+            Left::Unknown => {
+                "what became of it is not known; if it is `queued` in no queue, the next agent with \
+                 --require-queue takes it all the same"
+            }
+        })
+    }
+}
+
+/// How long a claim that is under way may take after a stop was asked for: with a server that answers it is
+/// through, and ends as any run that is stopped.
+const AFTER_STOP: Duration = Duration::from_secs(3);
+/// What giving back may take then.
+const GIVING_BACK: Duration = Duration::from_secs(5);
+
 /// What was done to the task before it was started.
 enum TakenFrom {
     Nowhere,
@@ -89,24 +121,19 @@ enum TakenFrom {
 
 /// Takes `task`; says what it did on `console`.
 ///
-/// Not to be abandoned: half taken, nobody would run it.
+/// Not to be abandoned: half taken, nobody would run it. `stop` ends it when the server does not answer.
 pub async fn claim(
     session: &Session,
     mut task: Task,
     taking: &Taking<'_>,
     console: &Console,
+    stop: &CancellationToken,
 ) -> Result<Claimed, Refused> {
-    let Taking {
-        mode,
-        worker,
-        claimant,
-        ..
-    } = *taking;
-    let attempt = Attempt::of(&task, claimant);
+    let attempt = Attempt::of(&task, taking.claimant);
     let id = task.id.clone();
     let id = id.as_str();
     let mut taken_from = TakenFrom::Nowhere;
-    match mode {
+    match taking.mode {
         Mode::AfterFirst { .. } => {
             // What the first rank has counted already.
             let attempt = Attempt {
@@ -116,7 +143,13 @@ pub async fn claim(
             return Ok(Claimed::of(task, &attempt));
         }
         Mode::Clone => {
-            let copy = tasks::clone(session, &task).await?;
+            let copy = match tasks::clone(session, &task).await {
+                Err(cause @ ApiError::AnswerLost { .. }) => {
+                    let (id, name) = (id.to_owned(), task.name);
+                    return Err(Refused::CopyUnknown { id, name, cause });
+                }
+                copy => copy?,
+            };
             console.say(format!("Cloned task {id}: new task id={copy}"));
             task = fetch(session, &copy).await?;
         }
@@ -128,7 +161,23 @@ pub async fn claim(
             ));
         }
         Mode::FromQueue => {
-            let queue = take_from_queue(session, &task).await?;
+            let queue = match take_from_queue(session, &task, stop).await? {
+                Entry::Taken(queue) => queue,
+                Entry::Nobodys(queue) => {
+                    console.say(format!(
+                        "Task {id} is queued and in no queue, and nobody starts it: taking it if nobody \
+                         else does"
+                    ));
+                    task = tokio::select! {
+                        now = take_nobodys(session, &task, taking, &queue) => now?,
+                        () = stop.cancelled() => {
+                            let left = Left::Unknown;
+                            return Err(Refused::GivenUp { id: task.id, left });
+                        }
+                    };
+                    queue
+                }
+            };
             console.say(format!("Took task {id} out of queue {queue}"));
             taken_from = TakenFrom::Queue(queue);
         }
@@ -151,22 +200,53 @@ pub async fn claim(
             _ => {}
         },
     }
+    let stopped = async {
+        stop.cancelled().await;
+        tokio::time::sleep(AFTER_STOP).await;
+    };
+    let refused = tokio::select! {
+        started = start(session, &task, taking, attempt.number) => match started {
+            Ok(()) => return Ok(Claimed::of(task, &attempt)),
+            Err(refused) => Some(refused),
+        },
+        () = stopped => None,
+    };
+    let giving_back = undo(session, &task, taken_from, taking.worker);
+    match refused {
+        Some(refused) => {
+            giving_back.await;
+            Err(refused)
+        }
+        None => {
+            let left = tokio::time::timeout(GIVING_BACK, giving_back).await;
+            Err(Refused::GivenUp {
+                id: task.id.clone(),
+                left: left.unwrap_or(Left::Unknown),
+            })
+        }
+    }
+}
+
+/// Says whose it is, and sets it in progress.
+async fn start(
+    session: &Session,
+    task: &Task,
+    taking: &Taking<'_>,
+    attempt: u32,
+) -> Result<(), Refused> {
     // Before the start, so that the same job finds its own task again whatever happens.
-    if let Some(claimant) = claimant {
+    if let Some(claimant) = taking.claimant {
         let record = Record {
             claim: taking.run.to_owned(),
             claimant: Some(claimant.clone()),
-            attempt: attempt.number,
+            attempt,
         };
         let mut runtime = task.runtime.clone();
         record.begin(&mut runtime);
-        if let Err(error) = tasks::set_runtime(session, &task.id, &runtime).await {
-            undo(session, id, taken_from, worker).await;
-            return Err(error.into());
-        }
-        if asking::was_asked_for(&task, taking) {
+        tasks::set_runtime(session, &task.id, &runtime).await?;
+        if asking::was_asked_for(task, taking) {
             tokio::time::sleep(asking::CLOSE).await;
-            let now = fetch(session, id).await?;
+            let now = fetch(session, &task.id).await?;
             if said(&now.runtime, CLAIM) != Some(taking.run) {
                 return Err(asking::runs_still(&now));
             }
@@ -174,44 +254,68 @@ pub async fn claim(
     }
     // The one `started` of the run: a later one would wipe out a request to stop, which the server
     // keeps in the status message.
-    let message = changed_by(worker);
+    let message = changed_by(taking.worker);
     let note = StatusNote {
         reason: STARTED,
         message: &message,
     };
-    if let Err(error) = tasks::started(session, &task.id, note, true).await {
-        undo(session, id, taken_from, worker).await;
-        return Err(error.into());
-    }
-    Ok(Claimed::of(task, &attempt))
+    Ok(tasks::started(session, &task.id, note, true).await?)
 }
 
-/// What was done to a task that cannot be started then.
-async fn undo(session: &Session, id: &str, taken_from: TakenFrom, worker: &str) {
-    match taken_from {
-        TakenFrom::Queue(queue) => put_back(session, &queue, id).await,
-        TakenFrom::QueueAndSetInProgress => {
-            let note = StatusNote {
-                reason: "the agent could not start it",
-                message: &changed_by(worker),
-            };
-            if let Err(error) = tasks::finish(session, id, FinalStatus::Stopped, note).await {
-                tracing::debug!(%error, "not stopped");
+/// Stops a task that was aborted when no agent was there to see it (see [`is_aborted`]).
+pub async fn carry_out_abort(
+    session: &Session,
+    task: &Task,
+    worker: &str,
+) -> Result<StatusWrite, Refused> {
+    let note = StatusNote {
+        reason: "user abort: aborted on the server",
+        message: &changed_by(worker),
+    };
+    Ok(tasks::finish(session, &task.id, FinalStatus::Stopped, note).await?)
+}
+
+/// Undoes what was done to a task that cannot be started then, as far as the server lets us: queued in no
+/// queue it would wait for somebody who looks for it.
+async fn undo(session: &Session, task: &Task, taken_from: TakenFrom, worker: &str) -> Left {
+    let undoing = async {
+        let message = changed_by(worker);
+        let note = StatusNote {
+            reason: "the agent could not start it",
+            message: &message,
+        };
+        let id = task.id.as_str();
+        let Some(now) = tasks::standing(session, id).await? else {
+            return Ok(Left::AsItWas);
+        };
+        // The start may have come through all the same, only not its answer.
+        let is_started = now.status == Status::InProgress
+            && now.status_message.as_deref() == Some(message.as_str());
+        match taken_from {
+            TakenFrom::Queue(queue) if now.status == Status::Queued => {
+                queues::add_task(session, &queue, id).await?;
+                Ok(Left::AsItWas)
             }
+            TakenFrom::Queue(queue) if is_started => {
+                tasks::finish(session, id, FinalStatus::Stopped, note).await?;
+                tasks::enqueue(session, id, &queue).await?;
+                Ok(Left::AsItWas)
+            }
+            TakenFrom::QueueAndSetInProgress => {
+                tasks::finish(session, id, FinalStatus::Stopped, note).await?;
+                Ok(Left::Stopped)
+            }
+            TakenFrom::Nowhere if is_started && task.status != Status::InProgress => {
+                tasks::finish(session, id, FinalStatus::Stopped, note).await?;
+                Ok(Left::Stopped)
+            }
+            TakenFrom::Queue(_) | TakenFrom::Nowhere | TakenFrom::Claimant => Ok(Left::AsItWas),
         }
-        TakenFrom::Nowhere | TakenFrom::Claimant => {}
-    }
-}
-
-/// Puts a task that was taken but not started back, as far as the server lets us: queued in no queue
-/// it would never run.
-async fn put_back(session: &Session, queue: &str, id: &str) {
-    let standing = tasks::standing(session, id).await;
-    if matches!(standing, Ok(Some(standing)) if standing.status == Status::Queued)
-        && let Err(error) = queues::add_task(session, queue, id).await
-    {
-        tracing::debug!(%error, "not put back");
-    }
+    };
+    undoing.await.unwrap_or_else(|error: ApiError| {
+        tracing::debug!(%error, "not given back");
+        Left::Unknown
+    })
 }
 
 /// The status message that names the worker, as the Python agent words it.

@@ -10,8 +10,9 @@ use super::runtime::CLAIM;
 use super::stop::Stop;
 use crate::api::ApiError;
 use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
+use crate::outlet;
 
-/// What the final status may take at least, however short `--drain-timeout` is.
+/// What the final status may take at least, however short `--drain-timeout` is and whoever is in a hurry.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
 
 /// The end, as far as it waits for a server that may be away.
@@ -53,10 +54,10 @@ impl End {
     pub async fn tell(&self) -> std::convert::Infallible {
         if self.drain > SILENCE {
             tokio::time::sleep(SILENCE).await;
-            eprintln!(
-                "clearml-agent: waiting for the server, {} s at most (a signal keeps the rest for `clearml-agent sync`)",
+            outlet::complain(format_args!(
+                "waiting for the server, {} s at most (a signal keeps the rest for `clearml-agent sync`)",
                 self.drain.as_secs()
-            );
+            ));
         }
         std::future::pending().await
     }
@@ -104,10 +105,15 @@ pub(super) async fn write_status(
             .map(Some)
     };
     let deadline = end.for_status(tokio::time::Instant::now());
+    let hurried = async {
+        end.hurried(stop).await;
+        tokio::time::sleep(STATUS_LIMIT).await;
+    };
     let told = tokio::select! {
         told = writing => told.map_err(|error: ApiError| error.to_string()),
         () = tokio::time::sleep_until(deadline) => Err("no answer in time".into()),
-        () = end.hurried(stop) => Err("not waited for".into()),
+        // The rest of the log is what is not waited for; one call must do.
+        () = hurried => Err("not waited for".into()),
     };
     match told {
         Ok(Some(StatusWrite::Written)) => {
@@ -116,25 +122,25 @@ pub(super) async fn write_status(
         }
         Ok(Some(StatusWrite::NotFromHere { message })) => {
             run.journal.status_is_told();
-            eprintln!(
-                "clearml-agent: the task's status was left as the server has it, somebody else set it: {message}"
-            );
+            outlet::complain(format_args!(
+                "the task's status was left as the server has it, somebody else set it: {message}"
+            ));
             Told::LeftAsItIs
         }
         Ok(None) => {
             run.journal.status_is_told();
-            eprintln!(
-                "clearml-agent: another agent has taken the task over: its status was left to that one ({})",
+            outlet::complain(format_args!(
+                "another agent has taken the task over: its status was left to that one ({})",
                 verdict.reason
-            );
+            ));
             Told::TakenOver
         }
         Err(error) => {
-            eprintln!(
-                "clearml-agent: the task's status could not be written ({}): {error}\n  \
+            outlet::complain(format_args!(
+                "the task's status could not be written ({}): {error}\n  \
                  `clearml-agent sync`, or the next run on this machine, writes it",
                 verdict.reason
-            );
+            ));
             Told::Unheard
         }
     }

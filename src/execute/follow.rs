@@ -15,6 +15,7 @@ use super::slurm;
 use super::timeline::Phase;
 use crate::api::Session;
 use crate::journal::sync;
+use crate::outlet;
 use crate::process::{self, Account, Ended, Job, Usage, signal};
 use crate::sync::status_words;
 
@@ -207,11 +208,11 @@ pub(super) async fn send_leftovers(session: Arc<Session>, of: Option<(PathBuf, S
             task,
             receipt,
             status,
-        } => eprintln!(
-            "clearml-agent: sent what an earlier run of task {task} had left: {}{}",
+        } => outlet::complain(format_args!(
+            "sent what an earlier run of task {task} had left: {}{}",
             receipt.words(),
             status_words(status)
-        ),
+        )),
         what => tracing::debug!(path = %sent.path.display(), ?what, "a journal of an earlier run"),
     });
     if let Err(error) = told.await {

@@ -119,7 +119,12 @@ pub(super) async fn attempt(
             Ok((id, worker, Ran::from(outcome)))
         }
     };
-    let receipt = |journal: Journal| journal.finish(Duration::from_secs(60));
+    let receipt = async |journal: Journal| {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let receipt = journal.clone().finish(PATIENCE).await;
+        journal.shown(PATIENCE).await;
+        receipt
+    };
     let (task, worker, ran) = match ended {
         Ok(ended) => ended,
         Err(not_run) => {

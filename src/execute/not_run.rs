@@ -1,7 +1,7 @@
 //! Why a run ended before its task was taken.
 
-use super::claim::Refused;
-use super::outcome::{Outcome, Stage, exit, for_signal};
+use super::claim::{Left, Refused};
+use super::outcome::{Outcome, Stage, StopCause, exit, for_signal};
 use super::result::Reason;
 use super::settings::SettingsError;
 use crate::api::ApiError;
@@ -24,6 +24,12 @@ pub(super) enum NotRun {
     Refused(#[from] Refused),
     #[error("stopped by {} before the task was taken: it is as it was", signal::name(*.0))]
     Interrupted(i32),
+    #[error("{cause} while task {task} was being taken: {left}")]
+    CutOff {
+        cause: StopCause,
+        task: String,
+        left: Left,
+    },
     #[error("{0}, before the task was taken: it is as it was")]
     Timeout(String),
     #[error(
@@ -44,7 +50,16 @@ impl NotRun {
             NotRun::Log(_) | NotRun::ResultFile { .. } => exit::CANNOT_WRITE,
             NotRun::Login(error) => exit::for_api(error),
             NotRun::Refused(refused) => refused.exit_code(),
-            NotRun::Interrupted(signal) => for_signal(*signal),
+            NotRun::Interrupted(signal)
+            | NotRun::CutOff {
+                cause: StopCause::Signal(signal),
+                ..
+            } => for_signal(*signal),
+            NotRun::CutOff {
+                cause: StopCause::Timeout { .. },
+                ..
+            } => exit::TIMEOUT,
+            NotRun::CutOff { .. } => exit::AGENT,
             NotRun::Timeout(_) => exit::TIMEOUT,
             NotRun::Unfit(_) => exit::UNFIT,
             NotRun::Container(error) => Stage::Container(error.kind()).exit_code(),
@@ -62,23 +77,25 @@ impl NotRun {
                 }
                 ApiError::Setup { .. } | ApiError::NotAnApiServer { .. } => Reason::ConfigInvalid,
                 ApiError::Refused { .. } => Reason::Refused,
-                ApiError::Unreachable { .. } | ApiError::UnexpectedAnswer { .. } => {
-                    Reason::NoServer
-                }
+                ApiError::Unreachable { .. }
+                | ApiError::AnswerLost { .. }
+                | ApiError::UnexpectedAnswer { .. } => Reason::NoServer,
             },
             NotRun::Refused(refused) => match refused {
                 Refused::NoSuchTask { .. } => Reason::NotFound,
                 Refused::NotQueued { .. } => Reason::NotQueued,
-                Refused::TooSlow { .. } => Reason::NoServer,
+                Refused::TooSlow { .. } | Refused::CopyUnknown { .. } => Reason::NoServer,
                 Refused::TakenByAnother { .. }
                 | Refused::Held { .. }
                 | Refused::RunsStill { .. } => Reason::TakenByAnother,
                 Refused::FirstRankSilent { .. } => Reason::NotQueued,
                 Refused::Ended { .. } => Reason::AlreadyEnded,
                 Refused::ReadOnly { .. } => Reason::ReadOnly,
+                Refused::GivenUp { .. } => Reason::Interrupted,
                 Refused::Api(_) => Reason::Refused,
             },
             NotRun::Interrupted(_) => Reason::Interrupted,
+            NotRun::CutOff { cause, .. } => Reason::from(&Outcome::Stopped(cause.clone())),
             NotRun::Timeout(_) => Reason::Timeout,
             NotRun::Unfit(_) => Reason::NodeUnfit,
             NotRun::Container(error) => Reason::from(&Outcome::Failed {

@@ -24,11 +24,15 @@ use crate::console::Console;
 use crate::journal::{self, Journal};
 use crate::mask::Mask;
 use crate::monitor;
+use crate::outlet;
 use crate::process;
 use crate::task::Task;
 
 /// A server that takes longer is worth a word.
 pub(super) const SILENCE: Duration = Duration::from_secs(2);
+
+/// A terminal that takes nothing for so long is not waited for.
+const STUCK_AFTER: Duration = Duration::from_secs(3);
 
 /// What every step of a claimed run needs.
 pub(super) struct Run {
@@ -78,7 +82,7 @@ pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask
         Err(cause) => {
             let path = args.result.unwrap_or_default().display().to_string();
             let not_run = NotRun::ResultFile { path, cause };
-            eprintln!("clearml-agent: {not_run}");
+            outlet::complain(format_args!("{not_run}"));
             return not_run.exit_code();
         }
     };
@@ -90,13 +94,13 @@ pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask
     let exit_code = match &ended {
         Ok(ending) => ending.verdict.exit_code,
         Err(NotRun::Refused(Refused::Ended { id, status })) if args.if_done == IfDone::Ok => {
-            eprintln!(
-                "clearml-agent: task {id} has ended already (its status is {status}): nothing to do"
-            );
+            outlet::complain(format_args!(
+                "task {id} has ended already (its status is {status}): nothing to do"
+            ));
             0
         }
         Err(not_run) => {
-            eprintln!("clearml-agent: {}", mask.mask(&not_run.to_string()));
+            outlet::complain(format_args!("{}", mask.mask(&not_run.to_string())));
             not_run.exit_code()
         }
     };
@@ -104,7 +108,9 @@ pub async fn execute(args: ExecuteArgs, global: GlobalArgs, env: Variables, mask
         && let Err(error) = file.write(&result(&args, &ended, exit_code, &timeline, mask))
     {
         let path = file.path().display();
-        eprintln!("clearml-agent: the result file {path} is not written: {error}");
+        outlet::complain(format_args!(
+            "the result file {path} is not written: {error}"
+        ));
     }
     exit_code
 }
@@ -210,11 +216,26 @@ async fn attempt(
     };
     match taken {
         Ok((session, claimed)) => {
-            Ok(carry_out(claimed, settings, session, journal, stop, timeline).await)
+            let ended = carry_out(
+                claimed,
+                settings,
+                session,
+                journal.clone(),
+                stop.clone(),
+                timeline,
+            );
+            let ending = ended.await;
+            // All is told by now; this is for whoever looks on.
+            tokio::select! {
+                () = journal.shown(STUCK_AFTER) => {}
+                () = stop.hurried() => {}
+            }
+            Ok(ending)
         }
         Err(not_run) => {
             // What was said so far is shown; there is no server to have it.
-            journal.finish(Duration::from_secs(1)).await;
+            journal.clone().finish(Duration::from_secs(1)).await;
+            journal.shown(STUCK_AFTER).await;
             Err(not_run)
         }
     }

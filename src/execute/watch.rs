@@ -19,7 +19,7 @@ const LOOK_EACH: Duration = Duration::from_secs(4);
 /// As the Python agent pings; the server gives a silent task up after two hours.
 const PING_EACH: Duration = Duration::from_secs(60);
 /// The message that the server sets when a running task is to be aborted.
-const STOPPING: &str = "stopping";
+pub(super) const STOPPING: &str = "stopping";
 /// A task that is put back on purpose stays so; one look may meet a change in between.
 const LOOKS_TILL_TAKEN_AWAY: u32 = 4;
 
@@ -202,7 +202,7 @@ pub(super) fn failed_rank(standing: &Standing) -> Option<String> {
 
 /// What in a task's standing means that it is to stop, in words; `taken_away` counts the looks in a
 /// row that found it waiting somewhere again. The rules are the Python agent's.
-fn reads_as_stop(standing: Option<&Standing>, taken_away: &mut u32) -> Option<String> {
+pub(super) fn reads_as_stop(standing: Option<&Standing>, taken_away: &mut u32) -> Option<String> {
     let Some(standing) = standing else {
         return Some("the task was deleted on the server".into());
     };

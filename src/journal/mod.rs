@@ -48,6 +48,9 @@ use spool::Reader;
 
 /// A prompt is shown when nothing has followed it for so long.
 const PAUSE: Duration = Duration::from_millis(100);
+/// What the terminal and the log file have at the end before the run goes on: nothing that matters more
+/// waits for somebody who does not look.
+const SOON: Duration = Duration::from_secs(1);
 /// What a busy job prints is taken in such intervals.
 const GATHER: Duration = Duration::from_millis(5);
 
@@ -146,14 +149,10 @@ impl Journal {
 
         std::fs::create_dir_all(&dir).map_err(spool_error)?;
         let (spool, path) = spool::create(&dir, &machine).map_err(spool_error)?;
-        let fallback = match &terminal {
-            Some(stdout) => Some(stdout.try_clone().map_err(spool_error)?),
-            None => None,
-        };
         let shared = Arc::new(Shared::new(
             spool,
             path,
-            fallback,
+            terminal.is_some(),
             setup_to_server,
             limit,
             &mask,
@@ -284,9 +283,10 @@ impl Journal {
         }
     }
 
-    /// Waits until terminal, log file and server have everything, at most for `limit`. The spool is
-    /// removed unless the server still misses a part of it, or the task's status is still to be told. What is said on the console afterwards
-    /// goes to the terminal alone.
+    /// Waits until the server has everything, at most for `limit`, and terminal and log file, where they take
+    /// it soon (see [`Journal::shown`]). The spool is removed unless the server still misses a part of it,
+    /// or the task's status is still to be told. What is said on the console afterwards goes to the
+    /// terminal alone.
     pub async fn finish(self, limit: Duration) -> Receipt {
         self.finish_unless(limit, std::future::pending()).await
     }
@@ -312,11 +312,30 @@ impl Journal {
                 let _ = uploader.await;
             }
         }
-        for done in local {
-            // A terminal that nobody reads any more must not hold the run.
-            let _ = tokio::time::timeout_at(deadline, done).await;
+        let soon = deadline.min(Instant::now() + SOON);
+        let mut late = Vec::new();
+        for mut done in local {
+            if tokio::time::timeout_at(soon, &mut done).await.is_err() {
+                late.push(done);
+            }
         }
+        self.followers().local = late;
         end_of(&self.shared)
+    }
+
+    /// After [`Journal::finish`]: waits for a terminal or a log file that was not through, unless nothing is
+    /// taken for `stuck_after`.
+    pub async fn shown(&self, stuck_after: Duration) {
+        let mut taken = self.shared.read_by_all();
+        let local = std::mem::take(&mut self.followers().local);
+        for mut done in local {
+            while tokio::time::timeout(stuck_after, &mut done).await.is_err() {
+                let before = std::mem::replace(&mut taken, self.shared.read_by_all());
+                if taken == before {
+                    return;
+                }
+            }
+        }
     }
 
     fn followers(&self) -> std::sync::MutexGuard<'_, Followers> {

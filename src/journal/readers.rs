@@ -1,15 +1,15 @@
 //! The terminal and the log file: each a thread, since either may block for as long as it likes.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::shared::{ReaderId, Shared};
 use super::spool::Reader;
+use crate::outlet::{left_out, write_all};
 
 /// Shows the output as it comes. A terminal that has gone away (a closed pipe, a lost connection)
 /// is no reason to end the run.
@@ -18,7 +18,7 @@ pub(super) fn terminal(
     reader: Reader,
     stdout: File,
 ) -> io::Result<oneshot::Receiver<()>> {
-    let id = shared.add_reader();
+    let id = shared.add_reader(true);
     in_a_thread("terminal", move || {
         if let Err(error) = follow(&shared, id, reader, stdout) {
             tracing::debug!(%error, "standard output is gone");
@@ -33,7 +33,7 @@ pub(super) fn log_file(
     path: PathBuf,
     file: File,
 ) -> io::Result<oneshot::Receiver<()>> {
-    let id = shared.add_reader();
+    let id = shared.add_reader(false);
     in_a_thread("log-file", move || {
         if let Err(error) = follow(&shared, id, reader, file) {
             shared.say(&format!(
@@ -61,30 +61,22 @@ fn in_a_thread(
 fn follow(shared: &Shared, id: ReaderId, mut reader: Reader, mut sink: File) -> io::Result<()> {
     let mut read_on = || loop {
         let view = shared.wait_for_more(id, reader.offset());
-        while let Some(record) = reader.next(view.end)? {
-            write_all(&mut sink, record.bytes)?;
-        }
-        if view.closed {
-            return Ok(());
+        loop {
+            let before = reader.offset();
+            let record = reader.next(view.end);
+            if let Some((bytes, resume)) = shared.was_left_behind(id, before) {
+                reader.skip_to(resume);
+                write_all(&mut sink, left_out(bytes).as_bytes())?;
+                break;
+            }
+            match record? {
+                Some(record) => write_all(&mut sink, record.bytes)?,
+                None if view.closed => return Ok(()),
+                None => break,
+            }
         }
     };
     let result = read_on();
     shared.reader_is_gone(id);
     result
-}
-
-/// As [`Write::write_all`], but a terminal that somebody else has made non-blocking is waited for.
-fn write_all(sink: &mut File, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match sink.write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) => match error.kind() {
-                io::ErrorKind::Interrupted => {}
-                io::ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(10)),
-                _ => return Err(error),
-            },
-        }
-    }
-    Ok(())
 }

@@ -2,7 +2,6 @@
 //! part is the server's.
 
 use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -13,6 +12,7 @@ use super::spool::{self, About, Left, Progress};
 use super::tail::Tail;
 use super::{Amount, Receipt};
 use crate::mask::{Mask, Masker};
+use crate::outlet;
 
 /// How much is read by everybody before its space is given back to the file system.
 const RELEASED_AT_ONCE: u64 = 8 * 1024 * 1024;
@@ -28,8 +28,8 @@ pub(super) struct Shared {
     /// The state has changed: for the readers with a thread, and for the uploader.
     changed: Condvar,
     pub uploader_wake: Notify,
-    /// The terminal, for what cannot go through the spool.
-    fallback: Option<File>,
+    /// Whether what cannot go through the spool goes to the terminal.
+    has_terminal: bool,
 }
 
 #[derive(Debug)]
@@ -55,8 +55,8 @@ struct State {
     progress: Progress,
     /// Of the states in the file.
     turn: u64,
-    /// How far each reader is; the uploader's place is `progress.resume`.
-    readers: Vec<u64>,
+    /// Those with a thread; the uploader's place is `progress.resume`.
+    readers: Vec<Place>,
     /// Everything before this is given back to the file system.
     released: u64,
     /// The most that the spool may hold (bytes).
@@ -65,6 +65,16 @@ struct State {
     missing: Option<Missing>,
     /// All that could not be kept.
     all_missing: Amount,
+}
+
+/// How far a reader with a thread is.
+#[derive(Debug)]
+struct Place {
+    offset: u64,
+    /// A terminal that nobody looks at must not fill the disk.
+    may_be_left_behind: bool,
+    /// How much it has missed, where that has happened and it does not know yet.
+    missed: u64,
 }
 
 /// Output that is not in the spool.
@@ -91,7 +101,7 @@ impl Shared {
     pub fn new(
         spool: File,
         path: PathBuf,
-        fallback: Option<File>,
+        has_terminal: bool,
         setup_to_server: bool,
         limit: u64,
         mask: &Mask,
@@ -101,7 +111,15 @@ impl Shared {
             resume: spool::START,
             ..Progress::default()
         };
-        Self::with(spool, path, fallback, progress, spool::START, limit, mask)
+        Self::with(
+            spool,
+            path,
+            has_terminal,
+            progress,
+            spool::START,
+            limit,
+            mask,
+        )
     }
 
     /// A journal that an earlier run left: closed, and all of it for the server if that was not
@@ -116,7 +134,7 @@ impl Shared {
         } = left;
         let part = *progress.part.get_or_insert(spool::START);
         progress.resume = progress.resume.max(part);
-        let shared = Self::with(file, path, None, progress, end, u64::MAX, &Mask::default());
+        let shared = Self::with(file, path, false, progress, end, u64::MAX, &Mask::default());
         {
             let mut state = shared.state();
             state.produced = progress.decided;
@@ -131,7 +149,7 @@ impl Shared {
     fn with(
         spool: File,
         path: PathBuf,
-        fallback: Option<File>,
+        has_terminal: bool,
         progress: Progress,
         end: u64,
         limit: u64,
@@ -164,7 +182,7 @@ impl Shared {
             }),
             changed: Condvar::new(),
             uploader_wake: Notify::new(),
-            fallback,
+            has_terminal,
         }
     }
 
@@ -299,9 +317,13 @@ impl Shared {
         self.state().clock.now()
     }
 
-    pub fn add_reader(&self) -> ReaderId {
+    pub fn add_reader(&self, may_be_left_behind: bool) -> ReaderId {
         let mut state = self.state();
-        state.readers.push(spool::START);
+        state.readers.push(Place {
+            offset: spool::START,
+            may_be_left_behind,
+            missed: 0,
+        });
         ReaderId(state.readers.len() - 1)
     }
 
@@ -309,7 +331,8 @@ impl Shared {
     /// nothing more will come.
     pub fn wait_for_more(&self, reader: ReaderId, offset: u64) -> View {
         let mut state = self.state();
-        state.readers[reader.0] = offset;
+        let place = &mut state.readers[reader.0];
+        place.offset = place.offset.max(offset);
         state.release();
         let state = self
             .changed
@@ -320,7 +343,26 @@ impl Shared {
 
     /// The reader reads no more.
     pub fn reader_is_gone(&self, reader: ReaderId) {
-        self.state().readers[reader.0] = u64::MAX;
+        self.state().readers[reader.0].offset = u64::MAX;
+    }
+
+    /// The reader has read on to `offset`. Where it was left behind: how much it has missed, and where it is
+    /// to go on. What it has read last is then not to be trusted.
+    pub fn was_left_behind(&self, reader: ReaderId, offset: u64) -> Option<(u64, u64)> {
+        let place = &mut self.state().readers[reader.0];
+        let missed = std::mem::take(&mut place.missed);
+        if missed > 0 {
+            return Some((missed, place.offset));
+        }
+        place.offset = offset;
+        None
+    }
+
+    /// How far the readers are, in all.
+    pub fn read_by_all(&self) -> u64 {
+        let state = self.state();
+        let offsets = state.readers.iter().map(|place| place.offset);
+        offsets.fold(0, u64::saturating_add)
     }
 
     /// The server has decided on this: it has taken all but `refused`. `resume` and `skip` say where
@@ -398,9 +440,8 @@ impl Shared {
     }
 
     fn straight_to_terminal(&self, bytes: &[u8]) {
-        if let Some(mut terminal) = self.fallback.as_ref() {
-            // There is nobody left to tell.
-            let _ = terminal.write_all(bytes);
+        if self.has_terminal {
+            outlet::stdout().write(bytes);
         }
     }
 
@@ -459,6 +500,7 @@ impl State {
     /// Puts a record into the spool, or says why not.
     fn keep(&mut self, bytes: &[u8]) -> Result<(), String> {
         if self.end - self.released > self.limit {
+            self.leave_behind();
             self.release();
         }
         if self.end - self.released > self.limit {
@@ -477,9 +519,21 @@ impl State {
         }
     }
 
+    /// There is no room: who has not read half of what there is, and need not, is done with it.
+    fn leave_behind(&mut self) {
+        let (end, half) = (self.end, self.limit / 2);
+        for place in &mut self.readers {
+            if place.may_be_left_behind && place.offset < end.saturating_sub(half) {
+                place.missed += end - place.offset;
+                place.offset = end;
+            }
+        }
+    }
+
     /// Gives back the space of what everybody is done with.
     fn release(&mut self) {
-        let mut done = self.readers.iter().copied().min().unwrap_or(self.end);
+        let places = self.readers.iter().map(|place| place.offset);
+        let mut done = places.min().unwrap_or(self.end);
         if self.upload_wanted || self.progress.part.is_none() {
             done = done.min(self.progress.resume);
         }

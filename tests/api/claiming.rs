@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use clearml_agent::api::{ApiError, Session};
+use clearml_agent::api::{ApiError, Session, queues};
 use clearml_agent::console::Console;
 use clearml_agent::execute::claim::{self, Claimed, Mode, Ready, Refused, Taking};
 use clearml_agent::task::Status;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::calls::status_change_lost;
 use crate::recorded::Recorded;
@@ -24,14 +25,15 @@ async fn claim(
     let taking = Taking {
         mode,
         worker,
-        run: "run1",
+        run: worker,
         claimant: None,
     };
+    let never = CancellationToken::new();
     match claim::ready(&task, &taking, |_| false) {
-        Ready::Now => claim::claim(session, task, &taking, console).await,
+        Ready::Now => claim::claim(session, task, &taking, console, &never).await,
         Ready::Unanswered(within) => {
             let task = claim::asking::ask(session, &task, &taking, within).await?;
-            claim::claim(session, task, &taking, console).await
+            claim::claim(session, task, &taking, console, &never).await
         }
         Ready::Later(why) | Ready::Never(why) => Err(why),
     }
@@ -77,9 +79,9 @@ async fn of_many_agents_one_takes_the_task_out_of_its_queue() {
     }
     assert_eq!(server.calls_of("tasks.started").len(), 1);
     assert_eq!(server.task(&id)["status"], "in_progress");
-    // Login, a look at the task, the race for it, a look at where it went.
+    // Login, a look at the task, the race for it, a look at where it went, and whether it has started there.
     let calls = server.calls().len();
-    assert!(calls <= 5 * AGENTS, "{calls}");
+    assert!(calls <= 6 * AGENTS, "{calls}");
 }
 
 #[tokio::test]
@@ -122,6 +124,26 @@ async fn a_claim_whose_answer_was_lost_is_raced_for_again() {
     claim(&session, &id, Mode::FromQueue, "w:0", &quiet())
         .await
         .unwrap();
+    assert_eq!(server.task(&id)["status"], "in_progress");
+    assert_eq!(server.state()["queues"][&queue]["entries"], json!([]));
+}
+
+/// An agent was killed after it had taken the entry away, and nobody can tell.
+#[tokio::test]
+async fn a_task_that_stays_queued_in_no_queue_is_taken_by_exactly_one() {
+    let server = Recorded::start();
+    let id = training(&server);
+    let queue = server.create_queue("left");
+    server.enqueue(&id, &queue);
+    let session = login(&server).await;
+    assert!(queues::remove_task(&session, &queue, &id).await.unwrap());
+    let console = quiet();
+    let workers = ["a", "b", "c", "d", "e"];
+    let claims = workers.map(|worker| claim(&session, &id, Mode::FromQueue, worker, &console));
+    let results = futures_util::future::join_all(claims).await;
+    let winners = results.iter().filter(|result| result.is_ok()).count();
+    assert_eq!(winners, 1, "{results:?}");
+    assert_eq!(server.calls_of("tasks.started").len(), 1);
     assert_eq!(server.task(&id)["status"], "in_progress");
     assert_eq!(server.state()["queues"][&queue]["entries"], json!([]));
 }
@@ -265,4 +287,32 @@ async fn a_clone_runs_and_its_source_stays_untouched() {
     assert_eq!(copy["script"]["entry_point"], "train.py");
     assert_eq!(copy["status"], "in_progress");
     assert_eq!(server.task(&source), before);
+}
+
+#[tokio::test]
+async fn a_task_is_copied_once_whatever_becomes_of_the_answer() {
+    let server = Recorded::start();
+    let session = login(&server).await;
+    let lost = |what: &str, status: u32, applied: bool| json!({"endpoint": "tasks.clone", "what": what, "status": status, "applied": applied});
+    for (failure, copied) in [
+        (lost("status", 429, false), true),
+        (lost("status", 500, true), false),
+        (lost("status", 502, true), false),
+        (lost("status", 503, false), false),
+        (lost("drop", 0, true), false),
+    ] {
+        let source = training(&server);
+        server.inject(failure.clone());
+        let result = claim(&session, &source, Mode::Clone, "w:0", &quiet()).await;
+        assert_eq!(result.is_ok(), copied, "{failure}: {result:?}");
+        if let Err(refused) = result {
+            let words = refused.to_string();
+            assert!(words.contains("not tried again"), "{words}");
+            assert_eq!(refused.exit_code(), 69);
+        }
+        let state = server.state();
+        let tasks = state["tasks"].as_object().unwrap().values();
+        let copies = tasks.filter(|task| task["parent"] == json!(source)).count();
+        assert!(copies <= 1, "{failure}: {copies}");
+    }
 }

@@ -6,6 +6,7 @@ use super::{First, Mode, Refused, Taking, asking};
 use crate::execute::batch::is_of_this_start;
 use crate::execute::runtime::{ATTEMPT, CLAIM, CLAIMANT, KILLED, PREEMPTED, ROUND, said};
 use crate::execute::scheduler::Claimant;
+use crate::execute::watch::STOPPING;
 use crate::task::{Status, Task};
 
 /// Which attempt this is.
@@ -80,6 +81,15 @@ fn is_broken_off(task: &Task, claimant: Option<&Claimant>) -> bool {
             }
             _ => false,
         }
+}
+
+/// Whether the job has the task, and somebody wants it stopped since: an abort of a task in progress is its
+/// agent's to carry out, and that one is gone.
+pub fn is_aborted(task: &Task, taking: &Taking<'_>) -> bool {
+    taking.mode == Mode::FromQueue
+        && task.status == Status::InProgress
+        && task.status_message == STOPPING
+        && is_held_by(task, taking.claimant)
 }
 
 /// Whether the task can be taken now.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Left;
 use crate::api::ApiError;
 use crate::execute::outcome::exit;
 use crate::task::Status;
@@ -52,6 +53,19 @@ pub enum Refused {
         "task {id} was taken out of its queue by another agent in the same moment: it runs there"
     )]
     TakenByAnother { id: String },
+    #[error(
+        "whether task {id} was copied is not known: {cause}. It is not tried again, since that might make a \
+         second copy. If the web UI shows a new \"Clone of {name}\", run that one with --id, or delete it and \
+         start this again"
+    )]
+    CopyUnknown {
+        id: String,
+        name: String,
+        cause: ApiError,
+    },
+    /// A stop was asked for.
+    #[error("given up while task {id} was being taken: {left}")]
+    GivenUp { id: String, left: Left },
     #[error("task {id} is {status} and cannot be changed: run a copy of it with --clone")]
     ReadOnly { id: String, status: Status },
     #[error(transparent)]
@@ -63,12 +77,14 @@ impl Refused {
         match self {
             Refused::Api(error) => exit::for_api(error),
             Refused::NoSuchTask { .. } => exit::NOT_FOUND,
-            Refused::TooSlow { .. } => exit::NO_SERVER,
+            Refused::TooSlow { .. } | Refused::CopyUnknown { .. } => exit::NO_SERVER,
             Refused::NotQueued { .. } | Refused::FirstRankSilent { .. } => exit::NOT_QUEUED,
             Refused::TakenByAnother { .. } | Refused::Held { .. } | Refused::RunsStill { .. } => {
                 exit::HELD_BY_ANOTHER
             }
             Refused::Ended { .. } | Refused::ReadOnly { .. } => exit::ENDED,
+            // Whoever asked for the stop has a code of its own.
+            Refused::GivenUp { .. } => exit::AGENT,
         }
     }
 }
