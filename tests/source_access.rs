@@ -128,15 +128,15 @@ fn an_unknown_certificate_is_refused_until_it_is_vouched_for() {
         matches!(refused, SourceError::HostIdentity { .. }),
         "{refused}"
     );
-    request.accept_any_certificate = true;
+    request.servers.accept_any_certificate = true;
     host.fetch_request(&request).unwrap();
-    request.accept_any_certificate = false;
-    request.ca_bundle = Some(certificate);
+    request.servers.accept_any_certificate = false;
+    request.servers.ca_bundle = Some(certificate);
     host.fetch_request(&request).unwrap();
     // Vouched for, but under another name.
     let (url, certificate) = server_named("elsewhere.example");
     request.script.repository = url;
-    request.ca_bundle = Some(certificate);
+    request.servers.ca_bundle = Some(certificate);
     let refused = host.fetch_request(&request).unwrap_err();
     assert!(
         matches!(refused, SourceError::HostIdentity { .. }),

@@ -66,7 +66,7 @@ pub(super) fn fetch(
 }
 
 /// The lines that say what is wrong; without any, the last one.
-fn complaint(said: &[String]) -> String {
+pub(super) fn complaint(said: &[String]) -> String {
     let marked = |line: &&String| line.starts_with("fatal: ") || line.starts_with("error: ");
     let lines: Vec<&str> = said.iter().filter(marked).map(String::as_str).collect();
     match lines.as_slice() {
@@ -77,7 +77,7 @@ fn complaint(said: &[String]) -> String {
 
 /// With these set, git would work on another repository than the one at hand. A hook or an alias of
 /// git that started the agent has set them.
-const OF_ANOTHER_REPOSITORY: [&str; 12] = [
+pub(super) const OF_ANOTHER_REPOSITORY: [&str; 12] = [
     "GIT_DIR",
     "GIT_WORK_TREE",
     "GIT_INDEX_FILE",
@@ -132,6 +132,15 @@ fn with_settings(command: &mut Command, env: &Variables, mut settings: Vec<(Stri
     }
 }
 
+/// A credential helper that gives the login in `NAME_USER` and `NAME_PASS`. git has a shell run it; the
+/// values come by the environment, whatever is in them.
+pub(super) fn login_helper(name: &str) -> String {
+    format!(
+        "!f() {{ test \"$1\" = get && printf 'username=%s\\npassword=%s\\n' \
+         \"${name}_USER\" \"${name}_PASS\"; }}; f"
+    )
+}
+
 /// The environment for git and `git lfs` where they talk to a server: how to reach it and who we are.
 /// `address` is meant where the repository says so, `way` is taken.
 pub(super) fn set_up(
@@ -143,8 +152,8 @@ pub(super) fn set_up(
 ) {
     let env = network.env;
     let mut variables: Vec<(&str, String)> = Vec::new();
-    if !env.contains_key("GIT_SSH_COMMAND") && !env.contains_key("GIT_SSH") {
-        variables.push(("GIT_SSH_COMMAND", "ssh -oBatchMode=yes".to_owned()));
+    if let Some(ssh) = network.ssh_command() {
+        variables.push(("GIT_SSH_COMMAND", ssh.to_owned()));
     }
     if way != address {
         settings.push((
@@ -179,12 +188,7 @@ pub(super) fn set_up(
         let helper = format!("credential.{server}.helper");
         // The first one takes those away that are configured for everything.
         settings.push((helper.clone(), String::new()));
-        settings.push((
-            helper,
-            "!f() { test \"$1\" = get && printf 'username=%s\\npassword=%s\\n' \
-             \"$CLEARML_GIT_LOGIN_USER\" \"$CLEARML_GIT_LOGIN_PASS\"; }; f"
-                .to_owned(),
-        ));
+        settings.push((helper, login_helper("CLEARML_GIT_LOGIN")));
         variables.push(("CLEARML_GIT_LOGIN_USER", user));
         variables.push(("CLEARML_GIT_LOGIN_PASS", password.expose().to_owned()));
     }

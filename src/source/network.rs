@@ -17,7 +17,7 @@ use super::git_program;
 use super::ssh::{self, SshProgram};
 use super::url::{Address, Transport};
 use super::ways::{Protocol, Way, ways_to};
-use super::{Request, ssh_config};
+use super::{Servers, ssh_config};
 use crate::config::Variables;
 use crate::console::Console;
 use crate::secret::Secret;
@@ -30,8 +30,8 @@ const SILENCE_LIMIT_MS: i32 = 60_000;
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Network<'a> {
-    credentials: &'a GitCredentials,
-    protocol: &'a Protocol,
+    pub(super) credentials: &'a GitCredentials,
+    pub(super) protocol: &'a Protocol,
     pub(super) env: &'a Variables,
     ssh: Option<SshProgram>,
     pub(super) ca_bundle: Option<&'a Path>,
@@ -57,22 +57,24 @@ pub(super) enum Get<'r> {
 
 impl<'a> Network<'a> {
     pub(super) fn new(
-        request: &'a Request,
+        servers: &'a Servers,
+        env: &'a Variables,
+        offline: bool,
         console: &'a Console,
         stop: &'a CancellationToken,
     ) -> Result<Self, SourceError> {
-        prepare_libgit2(request.ca_bundle.as_deref())
+        prepare_libgit2(servers.ca_bundle.as_deref())
             .map_err(SourceError::git("setting up libgit2"))?;
         let config = git2::Config::open_default();
         let ssh_command = config.and_then(|config| config.get_string("core.sshCommand"));
         Ok(Self {
-            credentials: &request.credentials,
-            protocol: &request.protocol,
-            env: &request.env,
-            ssh: SshProgram::find(&request.env, ssh_command.ok()),
-            ca_bundle: request.ca_bundle.as_deref(),
-            accept_any_certificate: request.accept_any_certificate,
-            offline: request.staged.is_some(),
+            credentials: &servers.credentials,
+            protocol: &servers.protocol,
+            env,
+            ssh: SshProgram::find(env, ssh_command.ok()),
+            ca_bundle: servers.ca_bundle.as_deref(),
+            accept_any_certificate: servers.accept_any_certificate,
+            offline,
             console,
             stop,
         })
@@ -108,14 +110,26 @@ impl<'a> Network<'a> {
                     .iter()
                     .any(|login| !login.password.is_empty())
             },
-            &|ssh| match &self.ssh {
-                Some(program) if ssh.password.is_none() => program.has_identity(ssh),
-                _ => {
-                    ssh.password.is_some()
-                        || ssh_config::resolve(ssh, self.env).is_ok_and(|(_, found)| found.any())
-                }
-            },
+            &|ssh| self.has_key(ssh),
         )
+    }
+
+    /// Whether ssh has something to identify itself with there.
+    pub(super) fn has_key(&self, ssh: &Address) -> bool {
+        match &self.ssh {
+            Some(program) if ssh.password.is_none() => program.has_identity(ssh),
+            _ => {
+                ssh.password.is_some()
+                    || ssh_config::resolve(ssh, self.env).is_ok_and(|(_, found)| found.any())
+            }
+        }
+    }
+
+    /// How a git that the agent does not talk through itself is to call ssh, where the user has not
+    /// said it: nobody is there to answer its questions.
+    pub(super) fn ssh_command(&self) -> Option<&'static str> {
+        let own = self.ssh.as_ref().is_some_and(SshProgram::is_the_users);
+        (!own).then_some("ssh -oBatchMode=yes -oConnectTimeout=15")
     }
 
     /// Fetches from `address` into `into`, in whichever way works first. Returns the remote's default
