@@ -470,6 +470,32 @@ fn submodules_are_checked_out_with_theirs() {
     }
 }
 
+#[test]
+fn a_repository_that_was_added_as_if_it_were_files_is_an_empty_folder_as_for_git() {
+    let inner = TestRepo::new();
+    let outer = TestRepo::new();
+    let commit = inner.commit_id();
+    for (path, modules) in [
+        ("lib", ""),
+        ("lib/a b", "[submodule \"x\"]\n\tpath = \"lib/a b\"\n"),
+    ] {
+        if !modules.is_empty() {
+            outer.git(&["rm", "--quiet", "--cached", "lib"]);
+            outer.write(".gitmodules", modules);
+            outer.git(&["add", ".gitmodules"]);
+        }
+        let entry = format!("160000,{commit},{path}");
+        outer.git(&["update-index", "--add", "--cacheinfo", &entry]);
+        outer.git(&["commit", "--quiet", "-m", "added"]);
+        let host = Host::new();
+        let sources = host.fetch(&script(&outer.url())).unwrap();
+        assert!(sources.root.join("train.py").is_file());
+        assert_eq!(fs::read_dir(sources.root.join(path)).unwrap().count(), 0);
+        assert_eq!(git_in(&sources.root, &["status", "--porcelain"]), "");
+        assert_says(&host.said(), &["Warning", path, ".gitmodules does not say"]);
+    }
+}
+
 // What the environment demands.
 
 #[test]
