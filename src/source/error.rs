@@ -242,10 +242,18 @@ impl SourceError {
         Self::sorted(address, code, class, said.to_owned(), &offered)
     }
 
+    /// What git itself said when it failed.
+    pub(super) fn git_program(address: &Address, said: &str) -> Self {
+        let (code, class) = (ErrorCode::GenericError, ErrorClass::None);
+        Self::sorted(address, code, class, said.to_owned(), &[])
+    }
+
     /// The same, with what git itself said to it.
     pub(super) fn also(mut self, git_said: &str) -> Self {
         if let Self::Authentication { cause, .. }
         | Self::HostIdentity { cause, .. }
+        | Self::Unreachable { cause, .. }
+        | Self::PathNotFound { cause, .. }
         | Self::Fetch { cause, .. } = &mut self
         {
             cause.push_str(&format!(" (git itself: {git_said})"));
@@ -290,6 +298,24 @@ impl SourceError {
             [] => "no credentials are known for this host".to_owned(),
             some => some.join(", "),
         };
+        if said(&["object format 'sha256'", "server sha256"]) {
+            return Self::Fetch {
+                url,
+                cause:
+                    "its objects are named by SHA-256, which this agent cannot read; give it an \
+                        address of a repository with SHA-1 names"
+                        .to_owned(),
+                damaged: false,
+            };
+        }
+        // Not the repository's server: no login for that one would help.
+        if said(&[
+            "proxy authentication",
+            "proxy returned",
+            "connect tunnel failed",
+        ]) {
+            return Self::Unreachable { url, cause };
+        }
         if code == ErrorCode::Certificate
             || said(&["certificate", "known_hosts", "hostkey", "host key"])
         {
@@ -356,7 +382,12 @@ impl SourceError {
             "cannot be started",
         ];
         // It was reached, and said something else than was asked for: that it has no such commit.
-        let answered = said(&["unexpected packet", "not our ref", "remote error"]);
+        let answered = said(&[
+            "unexpected packet",
+            "invalid packet",
+            "not our ref",
+            "remote error",
+        ]);
         if !answered && (matches!(class, ErrorClass::Net) || said(&unreachable)) {
             return Self::Unreachable { url, cause };
         }
@@ -474,6 +505,17 @@ mod tests {
                 "unreachable",
             ),
             (C::Ssl, "the SSL certificate is invalid", "identity"),
+            (
+                C::Http,
+                "proxy authentication required but no callback set",
+                "unreachable",
+            ),
+            (
+                C::Http,
+                "proxy returned unexpected status: 403",
+                "unreachable",
+            ),
+            (C::Net, "invalid packet line", "other"),
             (C::Zlib, "bad data", "other"),
         ] {
             assert_eq!(

@@ -1,7 +1,7 @@
 //! git itself, where it is installed: for servers that want what libgit2 has not (client certificates,
 //! Kerberos, headers and cookies of the user's configuration, protocol 2), and as the base of Git LFS.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use git2::Repository;
 
@@ -42,6 +42,7 @@ pub(super) fn fetch(
         "--force",
         "--no-tags",
         "--no-write-fetch-head",
+        "--update-shallow",
     ];
     let alone;
     let (refspecs, prune) = match get {
@@ -63,6 +64,38 @@ pub(super) fn fetch(
         let name = names.next().and_then(|rest| rest.split('\t').next());
         Ok(name.map(str::to_owned))
     }))
+}
+
+/// With these set, git's configuration is not what libgit2 reads.
+const MORE_CONFIGURATION: [&str; 4] = [
+    "GIT_CONFIG_COUNT",
+    "GIT_CONFIG_PARAMETERS",
+    "GIT_CONFIG_GLOBAL",
+    "GIT_CONFIG_SYSTEM",
+];
+
+/// What git answers to a question about its configuration. Nothing where libgit2 knows that as well, or
+/// there is no git.
+pub(super) fn answer(env: &Variables, arguments: &[&str]) -> Option<Option<String>> {
+    if !MORE_CONFIGURATION
+        .iter()
+        .any(|name| env.contains_key(*name))
+    {
+        return None;
+    }
+    let mut command = Command::new(on_path(env, "git")?);
+    command
+        .args(arguments)
+        .current_dir("/")
+        .env_clear()
+        .envs(env);
+    for name in OF_ANOTHER_REPOSITORY {
+        command.env_remove(name);
+    }
+    let output = command.stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let text = text.trim_end_matches('\n');
+    Some((output.status.success() && !text.is_empty()).then(|| text.to_owned()))
 }
 
 /// The lines that say what is wrong; without any, the last one.

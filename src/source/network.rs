@@ -65,13 +65,17 @@ impl<'a> Network<'a> {
     ) -> Result<Self, SourceError> {
         prepare_libgit2(servers.ca_bundle.as_deref())
             .map_err(SourceError::git("setting up libgit2"))?;
-        let config = git2::Config::open_default();
-        let ssh_command = config.and_then(|config| config.get_string("core.sshCommand"));
+        let ssh_command = match git_program::answer(env, &["config", "core.sshCommand"]) {
+            Some(answer) => answer,
+            None => git2::Config::open_default()
+                .and_then(|config| config.get_string("core.sshCommand"))
+                .ok(),
+        };
         Ok(Self {
             credentials: &servers.credentials,
             protocol: &servers.protocol,
             env,
-            ssh: SshProgram::find(env, ssh_command.ok()),
+            ssh: SshProgram::find(env, ssh_command),
             ca_bundle: servers.ca_bundle.as_deref(),
             accept_any_certificate: servers.accept_any_certificate,
             offline,
@@ -96,11 +100,18 @@ impl<'a> Network<'a> {
 
     /// The ways to `address`, as the user's git configuration (`url.….insteadOf`) means it.
     pub(super) fn ways(&self, into: &Repository, address: &Address) -> Vec<Way> {
-        let anonymous = into.remote_anonymous(address.text());
-        let meant = anonymous.ok().and_then(|remote| match remote.url() {
-            Ok(url) if url != address.text() => Some(Address::parse(url)),
-            _ => None,
-        });
+        let meant = match git_program::answer(
+            self.env,
+            &["ls-remote", "--get-url", "--", address.text()],
+        ) {
+            Some(answer) => answer,
+            None => {
+                let anonymous = into.remote_anonymous(address.text()).ok();
+                anonymous.and_then(|remote| remote.url().ok().map(str::to_owned))
+            }
+        };
+        let meant = meant.filter(|url| url != address.text());
+        let meant = meant.map(|url| Address::parse(&url));
         ways_to(
             meant.as_ref().unwrap_or(address),
             self.protocol,
@@ -213,10 +224,14 @@ impl<'a> Network<'a> {
         error: SourceError,
     ) -> Result<Option<String>, SourceError> {
         let is_web = matches!(way.transport, Transport::Http | Transport::Https);
-        let may_help = match error {
+        let may_help = match &error {
             SourceError::Authentication { .. } | SourceError::HostIdentity { .. } => is_web,
+            // libgit2 does not know all of curl's.
+            SourceError::Unreachable { .. } => is_web && self.names_a_proxy(into),
+            // Other formats than libgit2's, and bundles.
+            SourceError::PathNotFound { .. } => way.is_there(),
             // A commit without its history is to be had quickly or not at all.
-            SourceError::Fetch { damaged, .. } => !damaged && !matches!(get, Get::Alone(_)),
+            SourceError::Fetch { damaged, .. } => !*damaged && !matches!(get, Get::Alone(_)),
             _ => false,
         };
         if !may_help {
@@ -230,7 +245,31 @@ impl<'a> Network<'a> {
                     .say(format!("{} was fetched by git itself", way.shown()));
                 Ok(default_branch)
             }
-            Some(Err(said)) => Err(error.also(&said)),
+            Some(Err(said)) => Err(match (get, SourceError::git_program(way, &said)) {
+                // It was reached; the history may be had where the commit alone is not.
+                (Get::Alone(_), refusal @ SourceError::Fetch { .. }) => refusal,
+                _ => error.also(&said),
+            }),
+        }
+    }
+
+    /// Whether git would go by a proxy, to whatever address.
+    fn names_a_proxy(&self, into: &Repository) -> bool {
+        let variables = ["http_proxy", "https_proxy", "all_proxy"];
+        let is_set = |name: &str| self.env.get(name).is_some_and(|value| !value.is_empty());
+        if variables
+            .iter()
+            .any(|name| is_set(name) || is_set(&name.to_uppercase()))
+        {
+            return true;
+        }
+        let pattern = r"^http\.(.*\.)?proxy$";
+        match git_program::answer(self.env, &["config", "--get-regexp", pattern]) {
+            Some(answer) => answer.is_some(),
+            None => into.config().is_ok_and(|config| {
+                let entries = config.entries(Some(pattern));
+                entries.is_ok_and(|mut entries| entries.next().is_some())
+            }),
         }
     }
 

@@ -1,6 +1,8 @@
 //! Repository addresses: URLs, scp-like forms and local paths, taken apart without losing a
 //! character that git would have seen, and with the credentials held separately.
 
+use std::path::Path;
+
 use crate::secret::{Secret, mask_url_password};
 use percent_encoding::percent_decode_str;
 
@@ -150,6 +152,12 @@ impl Address {
 
     pub(super) fn path(&self) -> &str {
         &self.path
+    }
+
+    /// Whether something is at the path of this machine that it names, wherever it is asked from.
+    pub(super) fn is_there(&self) -> bool {
+        let path = Path::new(&self.path);
+        self.transport == Transport::Local && path.is_absolute() && path.exists()
     }
 
     pub(super) fn host_as_given(&self) -> Option<&str> {
