@@ -17,8 +17,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bench::{Bench, Done};
-use clearml_agent::python::settings::Installer;
+use bench::{Bench, Done, uv_of_this_machine};
+use clearml_agent::python::settings::{Installer, Manager};
 use clearml_agent::secret::Secret;
 use clearml_agent::source::{GitCredentials, PasswordKind};
 use git_http::{GitServer, TestRepo};
@@ -285,6 +285,28 @@ async fn of_several_configured_logins_the_one_for_the_path_is_taken() {
 }
 
 #[tokio::test]
+async fn the_users_own_helpers_are_asked_for_the_user_that_is_named() {
+    let packages = Packages::new(&["one", "two"]);
+    for with in WITH {
+        let server = GitServer::start_with(
+            packages.root(),
+            &[("/one", "bob", "s3cret-b"), ("/two", "alice", "s3cret-a")],
+        );
+        let mut machine = Machine::new(with);
+        let helper = "!f() { test $1 = get || exit 0; if grep -q username=bob; \
+                      then echo username=bob; echo password=s3cret-b; \
+                      else echo username=alice; echo password=s3cret-a; fi; }; f";
+        machine.set("GIT_CONFIG_COUNT", "1");
+        machine.set("GIT_CONFIG_KEY_0", "credential.helper");
+        machine.set("GIT_CONFIG_VALUE_0", helper);
+        let (one, two) = (server.url_with("bob", "one.git"), server.url("two.git"));
+        let _ = machine
+            .installs(&format!("one @ git+{one}\ntwo @ git+{two}"))
+            .await;
+    }
+}
+
+#[tokio::test]
 async fn a_bearers_token_is_a_header() {
     let packages = Packages::new(&["one"]);
     for with in WITH {
@@ -343,6 +365,32 @@ async fn ssh_is_forced_for_requirements_and_their_submodules() {
             "{recorded}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_projects_repositories_are_reached_likewise() {
+    if uv_of_this_machine().is_none() {
+        eprintln!("skipped: CLEARML_TEST_PYTHON has no uv beside it");
+        return;
+    }
+    let packages = Packages::new(&["private"]);
+    let server = SshServer::start();
+    let mut machine = Machine::new(Installer::Uv);
+    machine.with_ssh(&server);
+    machine.bench.settings.manager = Manager::Uv;
+    let protocol = &mut machine.bench.settings.git.protocol;
+    protocol.force_ssh = true;
+    protocol.ssh_port = Some(server.port);
+    protocol.ssh_user = Some(server.user.clone());
+    let project = format!(
+        "[project]\nname = \"theirs\"\nversion = \"0.1\"\nrequires-python = \">=3.8\"\n\
+         dependencies = [\"private\"]\n[tool.uv.sources]\n\
+         private = {{ git = \"https://127.0.0.1{}\" }}\n",
+        packages.path("private").display()
+    );
+    machine.bench.file("pyproject.toml", &project);
+    let done = machine.bench.runs("", json!({})).await;
+    assert_eq!(done.python("import private; print(private.VERSION)"), "0.1");
 }
 
 #[tokio::test]

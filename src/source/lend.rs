@@ -64,16 +64,16 @@ impl Lent {
     }
 
     /// A login for the repositories at and below `place` (`https://host/path`; nothing: all of them).
-    fn offer(&mut self, place: Option<&str>, login: &Login, whose: Whose) {
+    fn offer(&mut self, place: Option<&str>, login: &Login, standing: Standing) {
         let key = |name: &str| match place {
             Some(place) => format!("credential.{place}.{name}"),
             None => format!("credential.{name}"),
         };
-        if whose == Whose::OfThisPlace {
+        match standing {
             // Takes those away that the user has configured.
-            self.set(key("helper"), "");
-        } else if login.password.is_empty() {
-            self.set(key("username"), login.user.clone());
+            Standing::InPlace => self.set(key("helper"), ""),
+            Standing::BehindUsers => self.set(key("username"), login.user.clone()),
+            Standing::Behind => {}
         }
         let name = format!("CLEARML_AGENT_GIT_LOGIN_{}", self.logins);
         self.logins += 1;
@@ -92,11 +92,15 @@ impl Lent {
     }
 }
 
-/// Whether a login comes in place of what git itself knows (helpers, `.netrc`), or behind it.
+/// How a login stands to what git itself knows (by helpers and `.netrc`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Whose {
-    OfThisPlace,
-    OfAny,
+enum Standing {
+    /// In its place.
+    InPlace,
+    /// Behind what it knows of this user, who may also be a token.
+    BehindUsers,
+    /// Behind it.
+    Behind,
 }
 
 /// A repository that is needed, and how git is to get there.
@@ -245,7 +249,7 @@ fn wants_a_login(said: &str) -> bool {
 fn offer_logins(lent: &mut Lent, network: &Network<'_>, own: &Address, reached: &[Reached]) {
     let credentials = network.credentials;
     if let Some(login) = credentials.for_every_host() {
-        lent.offer(None, &login, Whose::OfAny);
+        lent.offer(None, &login, Standing::Behind);
     }
     let known: Vec<&Address> = std::iter::once(own)
         .chain(reached.iter().map(|reached| &reached.way))
@@ -269,7 +273,7 @@ fn offer_logins(lent: &mut Lent, network: &Network<'_>, own: &Address, reached: 
             let at = format!("{scheme}://{}{port}{path}", place.host);
             match credentials.is_bearer() {
                 true => lent.bear(&at, &login.password),
-                false => lent.offer(Some(&at), &login, Whose::OfThisPlace),
+                false => lent.offer(Some(&at), &login, Standing::InPlace),
             }
         }
     }
@@ -289,7 +293,7 @@ fn offer_logins(lent: &mut Lent, network: &Network<'_>, own: &Address, reached: 
     }
     for (server, logins) in &of_servers {
         if let [only] = logins.as_slice() {
-            lent.offer(Some(server), only, Whose::OfAny);
+            lent.offer(Some(server), only, Standing::Behind);
         }
     }
     let mut done = BTreeSet::new();
@@ -305,9 +309,13 @@ fn offer_logins(lent: &mut Lent, network: &Network<'_>, own: &Address, reached: 
         if configured && credentials.is_bearer() {
             lent.bear(place, &login.password);
         } else if address.password.is_some() || configured && credentials.has_place_of(address) {
-            lent.offer(Some(place), &login, Whose::OfThisPlace);
+            lent.offer(Some(place), &login, Standing::InPlace);
         } else if !configured {
-            lent.offer(Some(place), &login, Whose::OfAny);
+            let standing = match login.is_of_address() {
+                true => Standing::BehindUsers,
+                false => Standing::Behind,
+            };
+            lent.offer(Some(place), &login, standing);
         }
     }
 }
@@ -530,7 +538,7 @@ mod tests {
                 "",
                 "https://token@h/x",
                 "credential.https://h",
-                &[".username", ".helper", "/x.username", "/x.helper"],
+                &[".helper", "/x.username", "/x.helper"],
             ),
             (
                 own(None, bearer),
@@ -556,7 +564,7 @@ mod tests {
             password: Secret::new("it's"),
             origin: "test",
         };
-        lent.offer(Some("https://h/x"), &login, Whose::OfThisPlace);
+        lent.offer(Some("https://h/x"), &login, Standing::InPlace);
         let told = lent.environment(&Variables::from([("GIT_CONFIG_COUNT".into(), "2".into())]));
         assert_eq!(told["GIT_CONFIG_COUNT"], "4");
         assert_eq!(told["GIT_CONFIG_KEY_2"], "credential.https://h/x.helper");
