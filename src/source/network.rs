@@ -65,6 +65,7 @@ impl<'a> Network<'a> {
     ) -> Result<Self, SourceError> {
         prepare_libgit2(servers.ca_bundle.as_deref())
             .map_err(SourceError::git("setting up libgit2"))?;
+        check_configuration().map_err(SourceError::git("reading git's configuration"))?;
         let ssh_command = match git_program::answer(env, &["config", "core.sshCommand"]) {
             Some(answer) => answer,
             None => git2::Config::open_default()
@@ -418,6 +419,20 @@ fn name_of(remote: &git2::Remote<'_>, commit: Oid) -> Result<Option<String>, git
     Ok(names
         .find(|name| name.starts_with("refs/"))
         .map(str::to_owned))
+}
+
+/// A key without a value, which git refuses, and which libgit2 would not survive.
+fn check_configuration() -> Result<(), git2::Error> {
+    let config = git2::Config::open_default()?;
+    let mut entries = config.entries(Some(r"^url\..*\.(push)?insteadof$"))?;
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        if !entry.has_value() {
+            let name = entry.name().unwrap_or("url.….insteadOf");
+            return Err(git2::Error::from_str(&format!("{name} has no value")));
+        }
+    }
+    Ok(())
 }
 
 /// The proxy that git's configuration or the environment names.
