@@ -46,7 +46,8 @@ pub enum SourceError {
          Offered: {offered}\n\
          Next: give a user and password (or token) that may read it with --git-user/--git-pass, \
          CLEARML_AGENT_GIT_USER/CLEARML_AGENT_GIT_PASS or agent.git_user/agent.git_pass \
-         (agent.git_host limits them to one host); for ssh, load a key into the ssh agent or ~/.ssh"
+         (agent.git_host limits them to one host); for ssh, load a key into the \
+         ssh agent (there alone one with a passphrase can be used) or ~/.ssh"
     )]
     Authentication {
         url: String,
@@ -323,14 +324,15 @@ impl SourceError {
         }
         // Whatever is wrong with a folder of this machine, no login mends it. Another path that is named is the
         // mirror's.
-        let nothing_there = cause == "unsupported URL protocol";
+        let nothing_there =
+            cause == "unsupported URL protocol" || cause.starts_with("failed to resolve address");
         let of_the_path = nothing_there
             || code == ErrorCode::NotFound
             || class == ErrorClass::Repository
             || cause.contains(address.path().trim_end_matches('/'));
         if address.transport == Transport::Local && of_the_path {
             let cause = match nothing_there {
-                // libgit2 goes on to look for a protocol.
+                // libgit2 goes on to look for a protocol, or a host.
                 true => "there is no such folder".to_owned(),
                 false => cause,
             };

@@ -128,6 +128,19 @@ pub const SITUATIONS: &[Situation] = &[
         Commit(tip, TRAIN),
     ),
     (
+        "a path of another kind of machine",
+        |_, _| script("C:\\Users\\me\\project"),
+        Refused(&["not found on this machine", "made on another machine"]),
+    ),
+    (
+        "no port",
+        |w, host| {
+            access::login(host, "bob", access::PASSWORD);
+            script(&w.closed.url("up/.git").replace("127.0.0.1:", "127.0.0.1:x"))
+        },
+        Refused(&["http://127.0.0.1:x"]),
+    ),
+    (
         "a bundle",
         |w, _| script(&w.root().join("up.bundle").display().to_string()),
         Commit(tip, TRAIN),
