@@ -1,6 +1,7 @@
 //! Who the agent says it is to a git server. Secrets are handed to libgit2 by callback alone.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use git2::{Cred, CredentialType};
@@ -117,8 +118,9 @@ impl GitCredentials {
         (!self.is_bearer()).then(|| self.login(user, password))
     }
 
-    /// What is for certain places, the one that counts most last.
-    pub(super) fn by_place(&self) -> Vec<(Place, Login)> {
+    /// What is for certain places (`https://host:port/path`), as git's configuration has them: the one
+    /// that counts most last. A place without a port is meant with all of these addresses' ports.
+    pub(super) fn by_place(&self, known: &[&Address]) -> Vec<(String, Login)> {
         let host = self.host.as_deref().filter(|_| !self.host_is_open());
         let pair = host.zip(self.any_pair());
         let pair = pair.map(|(host, (user, password))| (host, self.login(user, password)));
@@ -126,9 +128,30 @@ impl GitCredentials {
             let login = self.login(entry.user.clone(), entry.password.clone());
             (entry.host.as_str(), login)
         });
-        let all = pair.into_iter().chain(extra);
-        all.map(|(host, login)| (Place::parse(host), login))
-            .collect()
+        let mut found = Vec::new();
+        for (host, login) in pair.into_iter().chain(extra) {
+            let place = Place::parse(host);
+            let mut ports = BTreeSet::from([place.port]);
+            if place.port.is_none() {
+                let same = |a: &&&Address| a.host.as_deref() == Some(&*place.host);
+                ports.extend(known.iter().filter(same).map(|address| address.port));
+            }
+            let path = match self.match_prefix && !place.path.is_empty() {
+                true => format!("/{}", place.path),
+                false => String::new(),
+            };
+            for port in ports {
+                let port = port.map_or_else(String::new, |port| format!(":{port}"));
+                let at = ["https", "http"].map(|scheme| {
+                    (
+                        format!("{scheme}://{}{port}{path}", place.host),
+                        login.clone(),
+                    )
+                });
+                found.extend(at);
+            }
+        }
+        found
     }
 
     /// Whether the login for this repository names its host.
@@ -163,10 +186,10 @@ impl GitCredentials {
 
 /// A place as it is configured: a host, `host:port` or a whole URL, perhaps with the beginning of a path.
 #[derive(Debug, PartialEq)]
-pub(super) struct Place {
-    pub(super) host: String,
-    pub(super) port: Option<u16>,
-    pub(super) path: String,
+struct Place {
+    host: String,
+    port: Option<u16>,
+    path: String,
 }
 
 impl Place {

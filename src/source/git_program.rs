@@ -20,20 +20,29 @@ pub(super) fn fetch(
     get: Get<'_>,
 ) -> Option<Result<Option<String>, String>> {
     let git = on_path(network.env, "git")?;
-    let run = |arguments: &[&str], refspecs: &[&str]| -> Result<Vec<u8>, String> {
+    let run_trusting = |trusted, arguments: &[&str], refspecs: &[&str]| {
         let mut command = Command::new(&git);
         command
             .args(arguments)
             .args(["--", way.text()])
             .args(refspecs)
             .current_dir(into.path());
-        set_up(&mut command, network, way, way, Vec::new());
+        set_up(&mut command, network, way, way, trusted, Vec::new());
         command.env("GIT_DIR", ".");
         let finished =
             program::run(command, b"", network.stop, &|_| {}).map_err(|error| error.to_string())?;
         match finished.success {
             true => Ok(finished.output),
             false => Err(complaint(&finished.errors)),
+        }
+    };
+    let run = |arguments: &[&str], refspecs: &[&str]| -> Result<Vec<u8>, String> {
+        let by_machine = run_trusting(Trusted::ByMachine, arguments, refspecs);
+        match by_machine {
+            Err(said) if network.ca_bundle.is_some() && said.contains("certificate") => {
+                run_trusting(Trusted::AsConfigured, arguments, refspecs)
+            }
+            result => result,
         }
     };
     let mut arguments = vec![
@@ -174,6 +183,14 @@ pub(super) fn login_helper(name: &str) -> String {
     )
 }
 
+/// Whose certificate authorities are trusted. git takes one bundle in the place of another, and the one
+/// that is configured may hold those of the API server alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trusted {
+    ByMachine,
+    AsConfigured,
+}
+
 /// The environment for git and `git lfs` where they talk to a server: how to reach it and who we are.
 /// `address` is meant where the repository says so, `way` is taken.
 pub(super) fn set_up(
@@ -181,12 +198,13 @@ pub(super) fn set_up(
     network: &Network<'_>,
     address: &Address,
     way: &Address,
+    trusted: Trusted,
     mut settings: Vec<(String, String)>,
 ) {
     let env = network.env;
-    let mut variables: Vec<(&str, String)> = Vec::new();
+    let mut variables: Vec<(String, String)> = Vec::new();
     if let Some(ssh) = network.ssh_command() {
-        variables.push(("GIT_SSH_COMMAND", ssh.to_owned()));
+        variables.push(("GIT_SSH_COMMAND".into(), ssh.to_owned()));
     }
     if way != address {
         settings.push((
@@ -194,11 +212,23 @@ pub(super) fn set_up(
             address.text().to_owned(),
         ));
     }
-    if let Some(bundle) = network.ca_bundle {
+    if let (Some(bundle), Trusted::AsConfigured) = (network.ca_bundle, trusted) {
         settings.push(("http.sslCAInfo".into(), bundle.display().to_string()));
     }
     if network.accept_any_certificate {
         settings.push(("http.sslVerify".into(), "false".into()));
+    }
+    // For what is elsewhere: a server of Git LFS, or one that the repository has moved to.
+    if !network.credentials.is_bearer() {
+        let places = network.credentials.by_place(&[way]);
+        for (number, (place, login)) in places.into_iter().enumerate() {
+            let name = format!("CLEARML_GIT_LOGIN_{number}");
+            let helper = format!("credential.{place}.helper");
+            settings.push((helper.clone(), String::new()));
+            settings.push((helper, login_helper(&name)));
+            variables.push((format!("{name}_USER"), login.user));
+            variables.push((format!("{name}_PASS"), login.password.expose().to_owned()));
+        }
     }
     let is_web = matches!(way.transport, Transport::Http | Transport::Https);
     let login = network.logins(way).into_iter().next();
@@ -222,8 +252,11 @@ pub(super) fn set_up(
         // The first one takes those away that are configured for everything.
         settings.push((helper.clone(), String::new()));
         settings.push((helper, login_helper("CLEARML_GIT_LOGIN")));
-        variables.push(("CLEARML_GIT_LOGIN_USER", user));
-        variables.push(("CLEARML_GIT_LOGIN_PASS", password.expose().to_owned()));
+        variables.push(("CLEARML_GIT_LOGIN_USER".into(), user));
+        variables.push((
+            "CLEARML_GIT_LOGIN_PASS".into(),
+            password.expose().to_owned(),
+        ));
     }
     with_settings(command, env, settings);
     command.envs(variables);

@@ -255,26 +255,10 @@ fn offer_logins(lent: &mut Lent, network: &Network<'_>, own: &Address, reached: 
         .chain(reached.iter().map(|reached| &reached.way))
         .filter(|address| is_web(address))
         .collect();
-    for (place, login) in credentials.by_place() {
-        let mut ports = BTreeSet::from([place.port]);
-        let same_host = known
-            .iter()
-            .filter(|a| a.host.as_deref() == Some(&*place.host));
-        ports.extend(same_host.map(|a| a.port).filter(|_| place.port.is_none()));
-        for (scheme, port) in ["https", "http"]
-            .iter()
-            .flat_map(|s| ports.iter().map(move |p| (s, p)))
-        {
-            let port = port.map_or_else(String::new, |port| format!(":{port}"));
-            let path = match credentials.match_prefix && !place.path.is_empty() {
-                true => format!("/{}", place.path),
-                false => String::new(),
-            };
-            let at = format!("{scheme}://{}{port}{path}", place.host);
-            match credentials.is_bearer() {
-                true => lent.bear(&at, &login.password),
-                false => lent.offer(Some(&at), &login, Standing::InPlace),
-            }
+    for (place, login) in credentials.by_place(&known) {
+        match credentials.is_bearer() {
+            true => lent.bear(&place, &login.password),
+            false => lent.offer(Some(&place), &login, Standing::InPlace),
         }
     }
     // What stands in the addresses, for others of the same server.

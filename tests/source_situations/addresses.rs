@@ -76,6 +76,15 @@ pub const SITUATIONS: &[Situation] = &[
         Refused(&["no access", "redirected"]),
     ),
     (
+        "moved to another host that has a login of its own",
+        |w, host| {
+            let moved = format!("localhost:{}", w.closed.port());
+            host.credentials.extra = vec![access::extra("bob", access::PASSWORD, &moved)];
+            script(&w.open.url(&moved_to(&w.closed.url("up/.git"))))
+        },
+        Commit(tip, TRAIN),
+    ),
+    (
         "another address by git's configuration in the environment",
         |w, host| {
             let key = format!("url.{}.insteadOf", access::with_login(&w.closed, ""));
