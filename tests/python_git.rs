@@ -463,6 +463,30 @@ async fn the_authorities_that_are_configured_are_trusted() {
     }
 }
 
+#[tokio::test]
+async fn what_is_built_does_not_inherit_the_agents_variables() {
+    let repo = TestRepo::new();
+    for (path, text) in index::project("curious", "0.1") {
+        repo.write(&path, text);
+    }
+    let backend = fs::read_to_string(repo.folder.join("backend.py")).unwrap();
+    let look = "import os\nVERSION = '0.' + str(int('CLEARML_AGENT_GIT_PASS' in os.environ))\n";
+    repo.write(
+        "backend.py",
+        backend.replacen('\n', &format!("\n{look}"), 1),
+    );
+    repo.commit("package");
+    let server = GitServer::start(repo.served_root(), None);
+    for with in WITH {
+        let mut machine = Machine::new(with);
+        machine.set("CLEARML_AGENT_GIT_PASS", "s3cret-of-the-agent");
+        let done = machine
+            .installs(&format!("curious @ git+{}", server.url("up/.git")))
+            .await;
+        assert_eq!(done.python("import curious; print(curious.VERSION)"), "0.0");
+    }
+}
+
 /// A certificate for `localhost`, and its key.
 fn certificate(folder: &Path) -> (PathBuf, PathBuf) {
     let (certificate, key) = (folder.join("cert.pem"), folder.join("key.pem"));
