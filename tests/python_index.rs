@@ -281,7 +281,7 @@ async fn a_private_repository_gets_the_agents_credentials_and_shows_none() {
                 &json!({"agent.package_manager.uv_replace_pip": uv_replace_pip}),
                 &[],
             );
-            bench.settings.git = credentials.clone().unwrap_or_default();
+            bench.settings.git.credentials = credentials.clone().unwrap_or_default();
             let list = format!("hidden @ git+{url}@main");
             let done = bench.runs("", json!({ "pip": list })).await;
             let plain = format!("hidden @ git+{}@{commit}", server.url(path));

@@ -10,7 +10,8 @@ mod source_host;
 
 use std::fs;
 
-use clearml_agent::source::{Kind, SourceError};
+use clearml_agent::secret::Secret;
+use clearml_agent::source::{ExtraCredential, Kind, SourceError};
 use clearml_agent::task::Script;
 use git_http::{GitServer, TestRepo, git_in, tree};
 use source_host::{Host, assert_nowhere, assert_says, script};
@@ -145,6 +146,31 @@ fn files_in_lfs_are_downloaded_with_the_runs_credentials() {
     let before = downloads(&server);
     host.fetch(&script(&server.url("up/.git"))).unwrap();
     assert_eq!(downloads(&server), before);
+}
+
+#[test]
+fn a_server_of_lfs_elsewhere_gets_the_login_that_is_configured_for_it() {
+    let repo = repo_with_lfs();
+    let open = GitServer::start(repo.served_root(), None);
+    let store = GitServer::start(repo.served_root(), Some(("bob", "s3cret")));
+    let store_url = store
+        .url("up/.git/info/lfs")
+        .replace("127.0.0.1", "localhost");
+    repo.write(".lfsconfig", format!("[lfs]\n\turl = {store_url}\n"));
+    repo.commit("elsewhere");
+    let address = open.url("up/.git");
+    let mut host = Host::with_login("wrong", "s3cret-of-another");
+    host.credentials.host = Some("127.0.0.1".into());
+    assert_says(&host.refusal(&script(&address)), &["Git LFS failed"]);
+    host.credentials.extra = vec![ExtraCredential {
+        user: "bob".into(),
+        password: Secret::new("s3cret"),
+        host: format!("localhost:{}", store.port()),
+    }];
+    let sources = host.fetch(&script(&address)).unwrap();
+    assert!(tree(&sources.root) == tree(&repo.folder));
+    let users = store.requests().into_iter().filter_map(|r| r.login);
+    assert!(users.into_iter().all(|(user, _)| user == "bob"));
 }
 
 #[test]
@@ -467,6 +493,32 @@ fn submodules_are_checked_out_with_theirs() {
         assert!(status.lines().all(|line| line.starts_with(' ')), "{status}");
         assert_eq!(status.lines().count(), 2);
         assert_eq!(git_in(&sources.root, &["status", "--porcelain"]), "");
+    }
+}
+
+#[test]
+fn a_repository_that_was_added_as_if_it_were_files_is_an_empty_folder_as_for_git() {
+    let inner = TestRepo::new();
+    let outer = TestRepo::new();
+    let commit = inner.commit_id();
+    for (path, modules) in [
+        ("lib", ""),
+        ("lib/a b", "[submodule \"x\"]\n\tpath = \"lib/a b\"\n"),
+    ] {
+        if !modules.is_empty() {
+            outer.git(&["rm", "--quiet", "--cached", "lib"]);
+            outer.write(".gitmodules", modules);
+            outer.git(&["add", ".gitmodules"]);
+        }
+        let entry = format!("160000,{commit},{path}");
+        outer.git(&["update-index", "--add", "--cacheinfo", &entry]);
+        outer.git(&["commit", "--quiet", "-m", "added"]);
+        let host = Host::new();
+        let sources = host.fetch(&script(&outer.url())).unwrap();
+        assert!(sources.root.join("train.py").is_file());
+        assert_eq!(fs::read_dir(sources.root.join(path)).unwrap().count(), 0);
+        assert_eq!(git_in(&sources.root, &["status", "--porcelain"]), "");
+        assert_says(&host.said(), &["Warning", path, ".gitmodules does not say"]);
     }
 }
 

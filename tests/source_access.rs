@@ -128,20 +128,33 @@ fn an_unknown_certificate_is_refused_until_it_is_vouched_for() {
         matches!(refused, SourceError::HostIdentity { .. }),
         "{refused}"
     );
-    request.accept_any_certificate = true;
+    request.servers.accept_any_certificate = true;
     host.fetch_request(&request).unwrap();
-    request.accept_any_certificate = false;
-    request.ca_bundle = Some(certificate);
+    request.servers.accept_any_certificate = false;
+    request.servers.ca_bundle = Some(certificate);
     host.fetch_request(&request).unwrap();
     // Vouched for, but under another name.
     let (url, certificate) = server_named("elsewhere.example");
     request.script.repository = url;
-    request.ca_bundle = Some(certificate);
+    request.servers.ca_bundle = Some(certificate.clone());
     let refused = host.fetch_request(&request).unwrap_err();
     assert!(
         matches!(refused, SourceError::HostIdentity { .. }),
         "{refused}"
     );
+    // What is given to the agent takes nothing away from what git itself trusts.
+    let (url, trusted_by_git) = server_named("localhost");
+    let mut host = Host::new();
+    let configured = [
+        ("GIT_CONFIG_COUNT", "1"),
+        ("GIT_CONFIG_KEY_0", "http.sslCAInfo"),
+        ("GIT_CONFIG_VALUE_0", trusted_by_git.to_str().unwrap()),
+    ];
+    let configured = configured.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    host.env.extend(configured);
+    let mut request = host.request(&script(&url));
+    request.servers.ca_bundle = Some(certificate);
+    host.fetch_request(&request).unwrap();
 }
 
 #[test]

@@ -91,6 +91,17 @@ fn gits_own_configuration_counts() {
 }
 
 #[test]
+fn a_mistake_in_gits_configuration_is_named() {
+    let repo = TestRepo::new();
+    let world = World::new();
+    std::fs::write(world.path(".gitconfig"), "[url \"x\"]\n\tinsteadOf\n").unwrap();
+    let id = repository_task(&world, &repo.url());
+    world
+        .execute(&id, &[])
+        .complains("url.x.insteadof has no value");
+}
+
+#[test]
 fn the_script_and_its_folder_may_be_put_in_the_tasks_place() {
     let mut world = World::new();
     let code = world.path("code");

@@ -3,16 +3,33 @@
 use std::path::{Path, PathBuf};
 
 use super::settings::SettingsError;
+use crate::api::tls::Trust;
 use crate::cli::ExecuteArgs;
 use crate::config::{Config, Variables};
 use crate::secret::Secret;
-use crate::source::{ExtraCredential, GitCredentials, PasswordKind, Protocol};
+use crate::source::{ExtraCredential, GitCredentials, PasswordKind, Protocol, Servers};
 
-/// `--git-user` and `--git-pass` come before the environment and the configuration, value by value.
-pub(super) fn credentials(
+/// All that is configured of git servers. They are trusted as the API server is.
+pub(super) fn servers(
     args: &ExecuteArgs,
     config: &Config,
-) -> Result<GitCredentials, SettingsError> {
+    trust: &Trust,
+) -> Result<Servers, SettingsError> {
+    let (ca_bundle, accept_any_certificate) = match trust {
+        Trust::System => (None, false),
+        Trust::Bundle(path) => (Some(path.clone()), false),
+        Trust::Anything => (None, true),
+    };
+    Ok(Servers {
+        credentials: credentials(args, config)?,
+        protocol: protocol(config)?,
+        ca_bundle,
+        accept_any_certificate,
+    })
+}
+
+/// `--git-user` and `--git-pass` come before the environment and the configuration, value by value.
+fn credentials(args: &ExecuteArgs, config: &Config) -> Result<GitCredentials, SettingsError> {
     let typed_or_configured = |typed: &Option<String>, key| {
         let typed = typed.clone().filter(|value| !value.is_empty());
         typed.or_else(|| config.text(key))
@@ -72,7 +89,7 @@ fn extra_credentials(config: &Config) -> Result<Vec<ExtraCredential>, SettingsEr
     Ok(credentials)
 }
 
-pub(super) fn protocol(config: &Config) -> Result<Protocol, SettingsError> {
+fn protocol(config: &Config) -> Result<Protocol, SettingsError> {
     const PORT: &str = "agent.force_git_ssh_port";
     const SCHEME: &str = "agent.translate_ssl_replacement_scheme";
     let usual = Protocol::default();

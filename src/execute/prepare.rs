@@ -15,7 +15,7 @@ use super::run::Run;
 use super::run_dir::RunDir;
 use super::same_commit::{self, Missing};
 use super::timeline::Phase;
-use crate::api::{ApiError, Session, Trust, tasks};
+use crate::api::{ApiError, Session, tasks};
 use crate::process;
 use crate::python::{self, Environment, PythonError, command, notebook};
 use crate::secret::mask_url_password;
@@ -298,11 +298,6 @@ async fn fetch(
             cause,
         })?;
     let git = &run.settings.git;
-    let (ca_bundle, accept_any_certificate) = match &git.trust {
-        Trust::System => (None, false),
-        Trust::Bundle(path) => (Some(path.clone()), false),
-        Trust::Anything => (None, true),
-    };
     let request = source::Request {
         script,
         code_dir: git.code_dir.clone(),
@@ -311,11 +306,8 @@ async fn fetch(
         cache: git.cache.clone(),
         clone_on_pull_fail: git.clone_on_pull_fail,
         shallow: git.shallow,
-        credentials: git.credentials.clone(),
-        protocol: git.protocol.clone(),
+        servers: git.servers.clone(),
         env: run.settings.job.inherited.clone(),
-        ca_bundle,
-        accept_any_certificate,
         staged: run.settings.python.standalone.clone(),
     };
     let console = run.console.clone();

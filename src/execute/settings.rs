@@ -13,14 +13,14 @@ use super::node;
 use super::outcome::{StopCause, exit};
 use super::scheduler::{self, Batch, Claimant};
 use super::worker_place::{self, Place};
-use crate::api::{Endpoint, Trust};
+use crate::api::Endpoint;
 use crate::cli::{self, ExecuteArgs, GlobalArgs, LogLevel, OnPreempt};
 use crate::config::{self, Config, ConfigError, Lookup};
 use crate::container::settings::{self as container, ContainerRuntime};
 use crate::mask::Mask;
 use crate::process::{guard, signal};
 use crate::python;
-use crate::source::{self, GitCredentials};
+use crate::source;
 
 /// Everything that is decided before the first request.
 #[derive(Debug)]
@@ -146,15 +146,13 @@ pub struct GitSettings {
     pub code_dir: Option<PathBuf>,
     /// `CLEARML_AGENT_FORCE_EXEC_SCRIPT`: working directory and entry point, in place of the task's.
     pub force_script: Option<(String, String)>,
-    pub credentials: GitCredentials,
-    pub protocol: source::Protocol,
+    pub servers: source::Servers,
     /// The folder of mirrors, where `agent.vcs_cache` is on.
     pub cache: Option<PathBuf>,
     /// `agent.vcs_cache.clone_on_pull_fail`.
     pub clone_on_pull_fail: bool,
     /// `agent.vcs_cache.shallow`.
     pub shallow: bool,
-    pub trust: Trust,
 }
 
 /// What the server is sent besides the task's status.
@@ -260,6 +258,7 @@ pub fn resolve(
         None => config.worker_id(),
     };
     let endpoint = config.endpoint(&worker)?;
+    let servers = git_settings::servers(args, &config, &endpoint.trust)?;
     let vcs_cache = config.flag("agent.vcs_cache.enabled")?.unwrap_or(true);
     let folder = |key: &'static str| {
         config
@@ -281,8 +280,7 @@ pub fn resolve(
         git: GitSettings {
             code_dir: git_settings::code_dir(&inherited),
             force_script: git_settings::force_script(&inherited),
-            credentials: git_settings::credentials(args, &config)?,
-            protocol: git_settings::protocol(&config)?,
+            servers: servers.clone(),
             cache: if vcs_cache {
                 Some(folder("agent.vcs_cache.path")?)
             } else {
@@ -292,9 +290,14 @@ pub fn resolve(
                 .flag("agent.vcs_cache.clone_on_pull_fail")?
                 .unwrap_or(false),
             shallow: config.flag("agent.vcs_cache.shallow")?.unwrap_or(true),
-            trust: endpoint.trust.clone(),
         },
-        python: python_settings(args, &config, &inherited, folder("agent.venvs_dir")?)?,
+        python: python_settings(
+            args,
+            &config,
+            &inherited,
+            servers,
+            folder("agent.venvs_dir")?,
+        )?,
         container,
         runs_dir: folder("agent.venvs_dir")?,
         journal: JournalSettings {
@@ -393,6 +396,7 @@ fn python_settings(
     args: &ExecuteArgs,
     config: &Config,
     inherited: &Variables,
+    servers: source::Servers,
     venvs_dir: PathBuf,
 ) -> Result<python::Settings, SettingsError> {
     let mut settings = python::Settings::from_lookup(&|key| config.value(key).cloned(), inherited)
@@ -403,7 +407,7 @@ fn python_settings(
     if args.inside.is_some() {
         settings.place = python::failure::Place::Container;
     }
-    settings.git = git_settings::credentials(args, config)?;
+    settings.git = servers;
     settings.standalone = args.standalone_mode.then_some(venvs_dir);
     Ok(settings)
 }

@@ -266,6 +266,17 @@ pub fn advice(cause: &Cause, place: Place) -> Option<&'static str> {
     })
 }
 
+/// The cause in a few words, for a note.
+pub(super) fn short(cause: &Cause) -> String {
+    match cause {
+        Cause::NoSuchPackage(name) => format!("no index has {name}"),
+        Cause::Refused { index, .. } => format!("{index} refuses the credentials"),
+        Cause::NoSuchVersion(what) => format!("no version fits {what}"),
+        Cause::Build(_) => "it could not be built".into(),
+        _ => "see above".into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

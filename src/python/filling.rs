@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use super::failure::{self, Asked, Cause, Doubt, InstallFailure, advice, classify, detail};
+use super::failure::{self, Asked, Cause, Doubt, InstallFailure, advice, classify, detail, short};
 use super::flags::{fits, pip_requirement, uv_flags};
 use super::freeze;
-use super::git_access::GitAccess;
+use super::git_access;
+use super::obtain::Job;
 use super::requirements::{Line, List, normalise};
 use super::settings::{Installer, Settings};
 use super::tool::{self, Call, Finished, mask};
@@ -18,16 +19,7 @@ use super::torch;
 use super::uv::{self, Uv};
 use super::{Environment, PythonError, Variables};
 use crate::console::Console;
-
-fn short(cause: &Cause) -> String {
-    match cause {
-        Cause::NoSuchPackage(name) => format!("no index has {name}"),
-        Cause::Refused { index, .. } => format!("{index} refuses the credentials"),
-        Cause::NoSuchVersion(what) => format!("no version fits {what}"),
-        Cause::Build(_) => "it could not be built".into(),
-        _ => "see above".into(),
-    }
-}
+use crate::source::Lent;
 
 fn io_failed(cause: std::io::Error) -> PythonError {
     PythonError::Io {
@@ -55,7 +47,8 @@ pub(super) struct Filling<'a> {
     stop: &'a CancellationToken,
     /// Private: the lists in it may hold passwords of addresses.
     folder: tempfile::TempDir,
-    git: GitAccess,
+    repository: &'a str,
+    git: Lent,
     files: usize,
 }
 
@@ -71,10 +64,8 @@ impl<'a> Filling<'a> {
     /// `None` where the environment has no Python.
     pub(super) fn new(
         env: &'a Environment,
-        tools: &'a Tools,
+        job: &Job<'a>,
         settings: &'a Settings,
-        console: &'a Console,
-        stop: &'a CancellationToken,
     ) -> Result<Option<Filling<'a>>, PythonError> {
         let Some(python) = &env.python else {
             return Ok(None);
@@ -82,12 +73,13 @@ impl<'a> Filling<'a> {
         Ok(Some(Filling {
             python,
             env,
-            tools,
+            tools: job.tools,
             settings,
-            console,
-            stop,
+            console: job.console,
+            stop: job.stop,
             folder: tempfile::tempdir().map_err(io_failed)?,
-            git: GitAccess::of(&settings.git),
+            repository: job.repository,
+            git: Lent::default(),
             files: 0,
         }))
     }
@@ -97,7 +89,7 @@ impl<'a> Filling<'a> {
         let requested = list.names();
         let mut list = list.clone();
         self.leave_out_what_is_there(&mut list);
-        self.git.take_from(&mut list);
+        self.lend_to(&mut list).await;
         let installer = self.installer(&list).await?;
         if matches!(installer, With::Uv(_)) && self.env.kind == Kind::Own && !self.env.has_pip() {
             // The interpreter comes without its pip wheel, and scripts call `python -m pip`.
@@ -138,6 +130,12 @@ impl<'a> Filling<'a> {
                 With::Pip => "pip".into(),
             },
         })
+    }
+
+    /// The ways and logins for the list's repositories, which leave their addresses.
+    async fn lend_to(&mut self, list: &mut List) {
+        let needs = git_access::needs_of(list, self.repository);
+        self.git = git_access::lent(needs, self.settings, self.console, self.stop).await;
     }
 
     /// Of an interpreter with packages of its own: what is there in the listed version need not be on
@@ -195,7 +193,7 @@ impl<'a> Filling<'a> {
             return Err("pip cannot resolve without installing".into());
         };
         let mut list = list.clone();
-        self.git.take_from(&mut list);
+        self.lend_to(&mut list).await;
         self.add_torch_index(&mut list).await;
         let file = self.write(&list.file()).map_err(failed)?;
         let out = self.folder.path().join("resolved.txt");
@@ -548,7 +546,7 @@ impl<'a> Filling<'a> {
     ) -> Result<Finished, PythonError> {
         let inherited = &self.settings.environment;
         let mut env = tool::environment(inherited, told);
-        env.extend(self.git.variables(inherited));
+        env.extend(self.git.environment(inherited));
         let call = Call {
             program,
             args,

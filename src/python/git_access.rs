@@ -1,124 +1,132 @@
-//! How the git program that uv and pip start gets at private repositories: with the agent's git
-//! credentials and those that stand in the list's addresses, given by the environment. None is in
-//! an argument, which every user of the machine can see, or in a file.
+//! Which repositories the packages come from, and that the git which uv and pip start gets at them as
+//! the agent gets at the task's own. No login stays in the list: git would have it in an argument, which
+//! every user of the machine can see.
 
-use super::Variables;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use regex::Regex;
+use tokio_util::sync::CancellationToken;
+
+use super::obtain::Job;
 use super::requirements::{Line, List};
-use crate::secret::Secret;
-use crate::source::GitCredentials;
+use super::settings::Settings;
+use crate::console::Console;
+use crate::source::{self, Lent, Needs};
 
-/// What is offered to one place.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Login {
-    /// `https://host:8443`; `None`: to all that ask.
-    place: Option<String>,
-    user: String,
-    password: Secret,
+/// The task's repository, and those of the list, whose logins leave it.
+pub fn needs_of(list: &mut List, repository: &str) -> Needs {
+    Needs {
+        repository: repository.to_owned(),
+        requirements: take_from(list),
+    }
 }
 
-/// The credentials for one installation.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct GitAccess(Vec<Login>);
-
-impl GitAccess {
-    /// The agent's own, where both user and password are known.
-    pub fn of(configured: &GitCredentials) -> GitAccess {
-        let (Some(user), Some(password)) = (&configured.user, &configured.password) else {
-            return GitAccess::default();
+/// The addresses of the list's repositories as they are written. Those that stay in the list are as git
+/// is going to see them.
+fn take_from(list: &mut List) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in &mut list.lines {
+        let Line::Reference { text, .. } = line else {
+            continue;
         };
-        let login = |place| Login {
-            place,
-            user: user.clone(),
-            password: password.clone(),
+        let Some((start, end, mut url)) = address_in(text) else {
+            continue;
         };
-        GitAccess(match configured.host.as_deref() {
-            None => vec![login(None)],
-            Some(host) => ["https", "http"]
-                .map(|scheme| login(Some(format!("{scheme}://{host}"))))
-                .to_vec(),
-        })
-    }
-
-    /// Takes the credentials out of the list's repository addresses. What stands there is meant for
-    /// that host, and comes before the agent's.
-    pub fn take_from(&mut self, list: &mut List) {
-        let mut found = Vec::new();
-        for line in &mut list.lines {
-            let Line::Reference { text, .. } = line else {
-                continue;
-            };
-            let Some(at) = text.find("git+http") else {
-                continue;
-            };
-            let start = at + "git+".len();
-            let end = text[start..]
-                .find([' ', '#'])
-                .map_or(text.len(), |end| start + end);
-            let Ok(mut url) = url::Url::parse(&text[start..end]) else {
-                continue;
-            };
-            let decoded = |text: &str| {
-                percent_encoding::percent_decode_str(text)
-                    .decode_utf8_lossy()
-                    .into_owned()
-            };
-            let (user, password) = (
-                decoded(url.username()),
-                decoded(url.password().unwrap_or_default()),
-            );
-            if user.is_empty() && password.is_empty() {
-                continue;
-            }
-            // Neither can fail: the address has a host.
+        let (path, revision) = match url.path().rsplit_once('@') {
+            Some((path, revision)) => (path.to_owned(), format!("@{revision}")),
+            None => (url.path().to_owned(), String::new()),
+        };
+        url.set_path(&path);
+        found.push(url.to_string());
+        // Neither can fail: the address has a host.
+        let _ = url.set_password(None);
+        if url.scheme() != "ssh" {
             let _ = url.set_username("");
-            let _ = url.set_password(None);
-            found.push(Login {
-                place: Some(url.origin().ascii_serialization()),
-                user,
-                password: Secret::new(password),
-            });
-            text.replace_range(start..end, url.as_str());
         }
-        self.0.splice(0..0, found);
+        text.replace_range(start..end, &format!("{url}{revision}"));
     }
+    found
+}
 
-    /// The variables for git, added to those that are there already.
-    pub fn variables(&self, env: &Variables) -> Variables {
-        let mut told = Variables::from([("GIT_TERMINAL_PROMPT".to_owned(), "0".to_owned())]);
-        let count = env.get("GIT_CONFIG_COUNT").and_then(|n| n.parse().ok());
-        let mut count: usize = count.unwrap_or(0);
-        for (number, login) in self.0.iter().enumerate() {
-            let name = format!("CLEARML_AGENT_GIT_LOGIN_{number}");
-            let key = match &login.place {
-                Some(place) => format!("credential.{place}.helper"),
-                None => "credential.helper".into(),
-            };
-            // git has a shell run it; the values come by the environment, whatever is in them.
-            let helper = format!(
-                "!f() {{ test \"$1\" = get && printf 'username=%s\\npassword=%s\\n' \
-                 \"${name}_USER\" \"${name}_PASS\"; }}; f"
-            );
-            told.insert(format!("{name}_USER"), login.user.clone());
-            told.insert(format!("{name}_PASS"), login.password.expose().to_owned());
-            told.insert(format!("GIT_CONFIG_KEY_{count}"), key);
-            told.insert(format!("GIT_CONFIG_VALUE_{count}"), helper);
-            count += 1;
+/// The address of a repository in a requirement, and where it stands.
+fn address_in(text: &str) -> Option<(usize, usize, url::Url)> {
+    static KIND: LazyLock<Regex> = LazyLock::new(|| {
+        #[expect(clippy::unwrap_used, reason = "a constant pattern, used by a test")]
+        Regex::new(r"(?:^|[\s@])git\+((?:https?|ssh)://[^\s#]+)").unwrap()
+    });
+    let place = KIND.captures(text)?.get(1)?;
+    let url = url::Url::parse(place.as_str()).ok()?;
+    url.has_host().then_some((place.start(), place.end(), url))
+}
+
+/// What git is told for these.
+pub async fn lent(
+    needs: Needs,
+    settings: &Settings,
+    console: &Console,
+    stop: &CancellationToken,
+) -> Lent {
+    let (servers, env) = (settings.git.clone(), settings.environment.clone());
+    let (said, token) = (console.clone(), stop.clone());
+    // Where there are several ways git is asked, which blocks.
+    let lending = move || source::lend(&needs, &servers, &env, &said, &token);
+    match tokio::task::spawn_blocking(lending).await {
+        Ok(Ok(lent)) => lent,
+        Ok(Err(error)) => {
+            console.say(format!("Note: git gets no login for packages: {error}."));
+            Lent::default()
         }
-        if count > 0 {
-            told.insert("GIT_CONFIG_COUNT".into(), count.to_string());
-        }
-        told
+        Err(_) => Lent::default(),
     }
+}
+
+/// The same for a project, whose files name its repositories.
+pub(super) async fn for_project(job: &Job<'_>, folder: &Path) -> Lent {
+    let files = ["pyproject.toml", "uv.lock", "poetry.lock"];
+    let texts = files.map(|name| std::fs::read_to_string(folder.join(name)).unwrap_or_default());
+    let needs = Needs {
+        repository: job.repository.to_owned(),
+        requirements: texts
+            .iter()
+            .flat_map(|text| addresses_of_project(text))
+            .collect(),
+    };
+    lent(needs, job.settings, job.console, job.stop).await
+}
+
+/// `git = "https://…"` of uv and Poetry, `url = "…"` of Poetry's lock, and requirements.
+fn addresses_of_project(text: &str) -> Vec<String> {
+    static NAMED: LazyLock<Regex> = LazyLock::new(|| {
+        #[expect(clippy::unwrap_used, reason = "a constant pattern, used by a test")]
+        Regex::new(
+            r#"(?:\bgit\s*=\s*"|type\s*=\s*"git"\s*\nurl\s*=\s*"|git\+)((?:https?|ssh)://[^\s"'?#]+)"#,
+        )
+        .unwrap()
+    });
+    let mut found: Vec<String> = NAMED
+        .captures_iter(text)
+        .map(|named| {
+            let whole = &named[1];
+            let path = whole.rfind('/').unwrap_or_default();
+            // A requirement's revision.
+            let end = whole[path..].find('@').map_or(whole.len(), |at| path + at);
+            whole[..end].to_owned()
+        })
+        .collect();
+    found.sort();
+    found.dedup();
+    found
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::python::Variables;
     use crate::python::requirements::{Reading, parse};
-    use std::path::Path;
 
     #[test]
-    fn credentials_leave_the_addresses() {
+    fn logins_leave_the_addresses() {
         let env = Variables::new();
         let reading = Reading {
             origin: "test",
@@ -127,47 +135,49 @@ mod tests {
             env: &env,
             original: None,
         };
-        let text = "x @ git+https://u:p%40ss@h:8443/o/x.git@main#subdirectory=s ; python_version > '3'\n\
-                    git+https://tok@g/o/y\ngit+https://h/o/z\ngit+ssh://git@h/o/w\nsix";
+        let text = "x @ git+https://u:p%40ss@H:8443/o/x.git@main#subdirectory=s ; python_version > '3'\n\
+                    git+https://tok@g/o/y@v1/a\ngit+https://h:443/o/z\ngit+ssh://git:pw@h/o/w\nsix\n\
+                    git+git@h:o/v.git";
         let mut list = parse(text, &reading).unwrap();
-        let mut access = GitAccess::default();
-        access.take_from(&mut list);
+        assert_eq!(
+            take_from(&mut list),
+            [
+                "https://u:p%40ss@h:8443/o/x.git",
+                "https://tok@g/o/y",
+                "https://h/o/z",
+                "ssh://git:pw@h/o/w",
+                "ssh://git@h/o/v.git",
+            ]
+        );
         assert_eq!(
             list.file(),
             "x @ git+https://h:8443/o/x.git@main#subdirectory=s ; python_version > '3'\n\
-             git+https://g/o/y\ngit+https://h/o/z\ngit+ssh://git@h/o/w\nsix\n"
+             git+https://g/o/y@v1/a\ngit+https://h/o/z\ngit+ssh://git@h/o/w\nsix\n\
+             git+ssh://git@h/o/v.git\n"
         );
-        let places: Vec<_> = access.0.iter().map(|l| l.place.as_deref()).collect();
-        assert_eq!(places, [Some("https://h:8443"), Some("https://g")]);
-        let told = access.variables(&Variables::from([("GIT_CONFIG_COUNT".into(), "2".into())]));
-        assert_eq!(told["GIT_CONFIG_COUNT"], "4");
-        assert_eq!(told["CLEARML_AGENT_GIT_LOGIN_0_PASS"], "p@ss");
-        assert_eq!(told["GIT_CONFIG_KEY_2"], "credential.https://h:8443.helper");
-        assert!(!told["GIT_CONFIG_VALUE_2"].contains("p@ss"));
     }
 
     #[test]
-    fn the_agents_own_are_for_its_host() {
-        let mut configured = GitCredentials {
-            user: Some("ci".into()),
-            password: Some(Secret::new("pw")),
-            host: Some("h".into()),
-            ..GitCredentials::default()
-        };
-        let keys = |configured: &GitCredentials| -> Vec<String> {
-            let told = GitAccess::of(configured).variables(&Variables::new());
-            let keys = told
-                .iter()
-                .filter(|(name, _)| name.starts_with("GIT_CONFIG_KEY"));
-            keys.map(|(_, key)| key.clone()).collect()
-        };
-        assert_eq!(
-            keys(&configured),
-            ["credential.https://h.helper", "credential.http://h.helper"]
-        );
-        configured.host = None;
-        assert_eq!(keys(&configured), ["credential.helper"]);
-        configured.password = None;
-        assert!(keys(&configured).is_empty());
+    fn a_projects_repositories() {
+        for (text, found) in [
+            (
+                "x = { git = \"https://h/o/x.git\", rev = \"main\" }",
+                "https://h/o/x.git",
+            ),
+            (
+                "source = { git = \"ssh://git@h/o/x?rev=main#0123\" }",
+                "ssh://git@h/o/x",
+            ),
+            (
+                "dependencies = [\"x @ git+https://h/o/x@v1\"]",
+                "https://h/o/x",
+            ),
+            (
+                "[package.source]\ntype = \"git\"\nurl = \"https://h/o/x.git\"\n",
+                "https://h/o/x.git",
+            ),
+        ] {
+            assert_eq!(addresses_of_project(text), [found], "{text}");
+        }
     }
 }

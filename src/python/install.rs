@@ -61,6 +61,7 @@ pub async fn install(
         tools,
         settings,
         root,
+        repository: &script.repository,
         console,
         stop,
     };

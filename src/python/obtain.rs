@@ -14,6 +14,7 @@ use super::cache::tree::{CopyError, Way};
 use super::cache::{self, Built, Found, Kept};
 use super::environment::{make, planned};
 use super::filling::{Filled, Filling};
+use super::git_access;
 use super::project::{Project, Syncing};
 use super::record::lines_to_record;
 use super::requirements::{Line, List, Reading, normalise, parse};
@@ -29,6 +30,8 @@ pub(super) struct Job<'a> {
     pub settings: &'a Settings,
     /// The checkout.
     pub root: &'a Path,
+    /// The address of the task's repository; may be empty.
+    pub repository: &'a str,
     pub console: &'a Console,
     pub stop: &'a CancellationToken,
 }
@@ -120,6 +123,7 @@ impl Job<'_> {
             env: &env,
             tools: self.tools,
             settings: self.settings,
+            git: git_access::for_project(self, &project.folder).await,
             console: self.console,
             stop: self.stop,
         };
@@ -174,8 +178,12 @@ impl Job<'_> {
         Ok(())
     }
 
+    fn filling<'f>(&'f self, env: &'f Environment) -> Result<Option<Filling<'f>>, PythonError> {
+        Filling::new(env, self, self.settings)
+    }
+
     async fn fill(&self, env: &Environment, list: &List) -> Result<Option<Filled>, PythonError> {
-        let filling = Filling::new(env, self.tools, self.settings, self.console, self.stop)?;
+        let filling = self.filling(env)?;
         match filling {
             Some(mut filling) => Ok(Some(filling.fill(list).await?)),
             None => Ok(None),
@@ -274,7 +282,7 @@ impl Job<'_> {
             return Ok(false);
         }
         let env = planned(self.tools, &kept.entry.environment());
-        let filling = Filling::new(&env, self.tools, self.settings, self.console, self.stop)?;
+        let filling = self.filling(&env)?;
         let Some(mut filling) = filling else {
             return Ok(false);
         };
@@ -404,8 +412,7 @@ impl Job<'_> {
         }
         if let Some(name) = owner
             && let Some(uv) = &self.tools.uv
-            && let Ok(Some(filling)) =
-                Filling::new(self.env, self.tools, self.settings, self.console, self.stop)
+            && let Ok(Some(filling)) = self.filling(self.env)
         {
             filling.forget_download(uv, &name).await;
         }

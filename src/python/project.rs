@@ -12,6 +12,7 @@ use super::tools::Tools;
 use super::uv::{self, Uv};
 use super::{Environment, PythonError, Variables};
 use crate::console::Console;
+use crate::source::Lent;
 
 /// What was found in the repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +64,7 @@ pub(super) struct Syncing<'a> {
     pub env: &'a Environment,
     pub tools: &'a Tools,
     pub settings: &'a Settings,
+    pub git: Lent,
     pub console: &'a Console,
     pub stop: &'a CancellationToken,
 }
@@ -213,7 +215,7 @@ impl Syncing<'_> {
     ) -> Result<Finished, PythonError> {
         let inherited = &self.settings.environment;
         let mut env = tool::environment(inherited, told);
-        env.extend(super::git_access::GitAccess::of(&self.settings.git).variables(inherited));
+        env.extend(self.git.environment(inherited));
         let call = Call {
             program: program.to_owned(),
             args,

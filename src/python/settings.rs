@@ -15,7 +15,7 @@ use super::index::{Indexes, pip_files};
 use super::project::{PoetrySettings, UvSettings};
 use super::torch::{NIGHTLY_TEMPLATE, TEMPLATE, TorchSettings};
 use crate::secret::Secret;
-use crate::source::GitCredentials;
+use crate::source::Servers;
 
 mod reader;
 
@@ -111,7 +111,7 @@ pub struct Settings {
     /// Where this agent runs, for advice.
     pub place: Place,
     /// For requirements that are private repositories.
-    pub git: GitCredentials,
+    pub git: Servers,
     /// Said once at the start: settings whose effect the user would miss.
     pub notes: Vec<String>,
     /// The agent's environment: what programs that are run here inherit.
@@ -156,7 +156,7 @@ impl Default for Settings {
             cuda: cuda::Wanted::OfTheDriver,
             torch: TorchSettings::default(),
             place: Place::Host,
-            git: GitCredentials::default(),
+            git: Servers::default(),
             notes: Vec::new(),
             environment: Variables::new(),
         }
@@ -307,7 +307,7 @@ impl Settings {
             torch: torch(&manager, agent.is_on("cpu_only")?, &mut notes)?,
             home,
             place: Place::Host,
-            git: GitCredentials::default(),
+            git: Servers::default(),
             notes,
             environment: env.clone(),
         })

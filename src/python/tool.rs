@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio_util::sync::CancellationToken;
 
 use super::{PythonError, Variables};
+use crate::config::is_for_the_job;
 use crate::console::Console;
 use crate::process::die_with_the_agent;
 use crate::process::job_group::Entrance;
@@ -164,7 +165,8 @@ pub fn mask(text: &str) -> String {
         .into_owned()
 }
 
-/// The environment for a tool: the agent's own without what would bend the tool, with `more`.
+/// The environment for a tool: the agent's own without what would bend the tool and without its logins,
+/// which what is built would inherit; with `more`.
 pub fn environment(inherited: &Variables, more: Variables) -> Variables {
     const BENDING: [&str; 5] = [
         "PYTHONPATH",
@@ -174,9 +176,7 @@ pub fn environment(inherited: &Variables, more: Variables) -> Variables {
         "__PYVENV_LAUNCHER__",
     ];
     let mut env = inherited.clone();
-    for name in BENDING {
-        env.remove(name);
-    }
+    env.retain(|name, _| !BENDING.contains(&name.as_str()) && is_for_the_job(name));
     env.extend(more);
     env
 }

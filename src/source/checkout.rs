@@ -285,9 +285,16 @@ fn submodules(
                 damaged: false,
             }));
         }
-        let own = address.submodule(&String::from_utf8_lossy(
-            submodule.opt_url_bytes().unwrap_or_default(),
-        ));
+        let given = submodule.opt_url_bytes().unwrap_or_default();
+        if given.is_empty() {
+            // A repository that was added with `git add`, most likely.
+            mirrors.console.say(format!(
+                "Warning: {path} is a repository of its own, and .gitmodules does not say where it is \
+                 from: its folder is empty, as in a clone"
+            ));
+            continue;
+        }
+        let own = address.submodule(&String::from_utf8_lossy(given));
         mirrors
             .console
             .say(format!("Submodule {path}: {} at {commit}", own.shown()));

@@ -1,6 +1,7 @@
 //! Who the agent says it is to a git server. Secrets are handed to libgit2 by callback alone.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use git2::{Cred, CredentialType};
@@ -58,6 +59,7 @@ pub(super) struct Login {
 }
 
 const CONFIGURED: &str = "the configured git user and password";
+const OF_ADDRESS: &str = "the credentials in the repository's URL";
 
 impl GitCredentials {
     /// The login that is meant for this repository. A token alone is enough: servers that take one
@@ -71,26 +73,23 @@ impl GitCredentials {
             Some(entry) => (entry.user.clone(), entry.password.clone()),
             None => self.pair(address)?,
         };
-        Some(Login {
-            user: match self.kind {
-                PasswordKind::AzurePat => String::new(),
-                PasswordKind::Basic | PasswordKind::EntraToken => user,
-            },
-            password,
-            origin: CONFIGURED,
-        })
+        Some(self.login(user, password))
     }
 
     fn pair(&self, address: &Address) -> Option<(String, Secret)> {
+        let pair = self.any_pair()?;
+        self.concern_host_of(address).then_some(pair)
+    }
+
+    fn any_pair(&self) -> Option<(String, Secret)> {
         let user = self.user.as_deref().filter(|u| !u.is_empty());
         let password = self.password.as_ref().filter(|p| !p.is_empty());
-        let pair = match (user, password) {
-            (None, None) => return None,
-            (Some(user), Some(password)) => (user.to_owned(), password.clone()),
-            (Some(user), None) => (user.to_owned(), Secret::new("")),
-            (None, Some(password)) => ("git".to_owned(), password.clone()),
-        };
-        self.concern_host_of(address).then_some(pair)
+        match (user, password) {
+            (None, None) => None,
+            (Some(user), Some(password)) => Some((user.to_owned(), password.clone())),
+            (Some(user), None) => Some((user.to_owned(), Secret::new(""))),
+            (None, Some(password)) => Some(("git".to_owned(), password.clone())),
+        }
     }
 
     /// Whether `agent.git_host` leaves this repository in.
@@ -101,12 +100,100 @@ impl GitCredentials {
         }
     }
 
-    /// Whether `wanted`, written as a host, `host:port` or a whole URL, means this repository's host;
-    /// with `match_prefix` also whether its path begins the repository's.
+    /// Whether `wanted` means this repository's host; with `match_prefix` also whether its path begins
+    /// the repository's.
     fn matches(&self, wanted: &str, address: &Address) -> bool {
         let Some(host) = address.host.as_deref() else {
             return false;
         };
+        let place = Place::parse(wanted);
+        place.host == host
+            && place.port.is_none_or(|port| address.port == Some(port))
+            && (!self.match_prefix || begins_with(address.path(), &place.path))
+    }
+
+    /// What is for any host, where git asks for it.
+    pub(super) fn for_every_host(&self) -> Option<Login> {
+        let (user, password) = self.any_pair().filter(|_| self.host_is_open())?;
+        (!self.is_bearer()).then(|| self.login(user, password))
+    }
+
+    /// What is for certain places (`https://host:port/path`), as git's configuration has them: the one
+    /// that counts most last. A place without a port is meant with all of these addresses' ports.
+    pub(super) fn by_place(&self, known: &[&Address]) -> Vec<(String, Login)> {
+        let host = self.host.as_deref().filter(|_| !self.host_is_open());
+        let pair = host.zip(self.any_pair());
+        let pair = pair.map(|(host, (user, password))| (host, self.login(user, password)));
+        let extra = self.extra.iter().rev().map(|entry| {
+            let login = self.login(entry.user.clone(), entry.password.clone());
+            (entry.host.as_str(), login)
+        });
+        let mut found = Vec::new();
+        for (host, login) in pair.into_iter().chain(extra) {
+            let place = Place::parse(host);
+            let mut ports = BTreeSet::from([place.port]);
+            if place.port.is_none() {
+                let same = |a: &&&Address| a.host.as_deref() == Some(&*place.host);
+                ports.extend(known.iter().filter(same).map(|address| address.port));
+            }
+            let path = match self.match_prefix && !place.path.is_empty() {
+                true => format!("/{}", place.path),
+                false => String::new(),
+            };
+            for port in ports {
+                let port = port.map_or_else(String::new, |port| format!(":{port}"));
+                let at = ["https", "http"].map(|scheme| {
+                    (
+                        format!("{scheme}://{}{port}{path}", place.host),
+                        login.clone(),
+                    )
+                });
+                found.extend(at);
+            }
+        }
+        found
+    }
+
+    /// Whether the login for this repository names its host.
+    pub(super) fn has_place_of(&self, address: &Address) -> bool {
+        !self.host_is_open()
+            || self
+                .extra
+                .iter()
+                .any(|entry| self.matches(&entry.host, address))
+    }
+
+    /// Whether `agent.git_user` and its password are for any host.
+    pub(super) fn host_is_open(&self) -> bool {
+        self.host.as_deref().is_none_or(|h| h.trim().is_empty())
+    }
+
+    pub(super) fn is_bearer(&self) -> bool {
+        self.kind == PasswordKind::EntraToken
+    }
+
+    fn login(&self, user: String, password: Secret) -> Login {
+        Login {
+            user: match self.kind {
+                PasswordKind::AzurePat => String::new(),
+                PasswordKind::Basic | PasswordKind::EntraToken => user,
+            },
+            password,
+            origin: CONFIGURED,
+        }
+    }
+}
+
+/// A place as it is configured: a host, `host:port` or a whole URL, perhaps with the beginning of a path.
+#[derive(Debug, PartialEq)]
+struct Place {
+    host: String,
+    port: Option<u16>,
+    path: String,
+}
+
+impl Place {
+    fn parse(wanted: &str) -> Self {
         let wanted = wanted.trim();
         let wanted = wanted.split_once("://").map_or(wanted, |(_, rest)| rest);
         let wanted = wanted.rsplit_once('@').map_or(wanted, |(_, rest)| rest);
@@ -118,13 +205,22 @@ impl GitCredentials {
                 _ => (wanted, ""),
             },
         };
-        let same_host = match wanted.rsplit_once(':') {
-            Some((name, number)) if number.parse::<u16>().is_ok() => {
-                name.eq_ignore_ascii_case(host) && number.parse::<u16>().ok() == address.port
-            }
-            _ => wanted.eq_ignore_ascii_case(host),
+        let (host, port) = match wanted.rsplit_once(':') {
+            Some((name, number)) if number.parse::<u16>().is_ok() => (name, number.parse().ok()),
+            _ => (wanted, None),
         };
-        same_host && (!self.match_prefix || begins_with(address.path(), path))
+        Self {
+            host: host.to_ascii_lowercase(),
+            port,
+            path: path.trim_matches('/').to_owned(),
+        }
+    }
+}
+
+impl Login {
+    /// Whether it stood in the repository's address.
+    pub(super) fn is_of_address(&self) -> bool {
+        self.origin == OF_ADDRESS
     }
 }
 
@@ -152,7 +248,7 @@ pub(super) fn logins(
     let from_url = |user: &String, password: Secret| Login {
         user: user.clone(),
         password,
-        origin: "the credentials in the repository's URL",
+        origin: OF_ADDRESS,
     };
     if let (Some(user), Some(password)) = (&address.user, &address.password) {
         logins.push(from_url(user, password.clone()));

@@ -46,7 +46,8 @@ pub enum SourceError {
          Offered: {offered}\n\
          Next: give a user and password (or token) that may read it with --git-user/--git-pass, \
          CLEARML_AGENT_GIT_USER/CLEARML_AGENT_GIT_PASS or agent.git_user/agent.git_pass \
-         (agent.git_host limits them to one host); for ssh, load a key into the ssh agent or ~/.ssh"
+         (agent.git_host limits them to one host); for ssh, load a key into the \
+         ssh agent (there alone one with a passphrase can be used) or ~/.ssh"
     )]
     Authentication {
         url: String,
@@ -242,10 +243,18 @@ impl SourceError {
         Self::sorted(address, code, class, said.to_owned(), &offered)
     }
 
+    /// What git itself said when it failed.
+    pub(super) fn git_program(address: &Address, said: &str) -> Self {
+        let (code, class) = (ErrorCode::GenericError, ErrorClass::None);
+        Self::sorted(address, code, class, said.to_owned(), &[])
+    }
+
     /// The same, with what git itself said to it.
     pub(super) fn also(mut self, git_said: &str) -> Self {
         if let Self::Authentication { cause, .. }
         | Self::HostIdentity { cause, .. }
+        | Self::Unreachable { cause, .. }
+        | Self::PathNotFound { cause, .. }
         | Self::Fetch { cause, .. } = &mut self
         {
             cause.push_str(&format!(" (git itself: {git_said})"));
@@ -290,6 +299,24 @@ impl SourceError {
             [] => "no credentials are known for this host".to_owned(),
             some => some.join(", "),
         };
+        if said(&["object format 'sha256'", "server sha256"]) {
+            return Self::Fetch {
+                url,
+                cause:
+                    "its objects are named by SHA-256, which this agent cannot read; give it an \
+                        address of a repository with SHA-1 names"
+                        .to_owned(),
+                damaged: false,
+            };
+        }
+        // Not the repository's server: no login for that one would help.
+        if said(&[
+            "proxy authentication",
+            "proxy returned",
+            "connect tunnel failed",
+        ]) {
+            return Self::Unreachable { url, cause };
+        }
         if code == ErrorCode::Certificate
             || said(&["certificate", "known_hosts", "hostkey", "host key"])
         {
@@ -297,14 +324,15 @@ impl SourceError {
         }
         // Whatever is wrong with a folder of this machine, no login mends it. Another path that is named is the
         // mirror's.
-        let nothing_there = cause == "unsupported URL protocol";
+        let nothing_there =
+            cause == "unsupported URL protocol" || cause.starts_with("failed to resolve address");
         let of_the_path = nothing_there
             || code == ErrorCode::NotFound
             || class == ErrorClass::Repository
             || cause.contains(address.path().trim_end_matches('/'));
         if address.transport == Transport::Local && of_the_path {
             let cause = match nothing_there {
-                // libgit2 goes on to look for a protocol.
+                // libgit2 goes on to look for a protocol, or a host.
                 true => "there is no such folder".to_owned(),
                 false => cause,
             };
@@ -356,7 +384,12 @@ impl SourceError {
             "cannot be started",
         ];
         // It was reached, and said something else than was asked for: that it has no such commit.
-        let answered = said(&["unexpected packet", "not our ref", "remote error"]);
+        let answered = said(&[
+            "unexpected packet",
+            "invalid packet",
+            "not our ref",
+            "remote error",
+        ]);
         if !answered && (matches!(class, ErrorClass::Net) || said(&unreachable)) {
             return Self::Unreachable { url, cause };
         }
@@ -474,6 +507,17 @@ mod tests {
                 "unreachable",
             ),
             (C::Ssl, "the SSL certificate is invalid", "identity"),
+            (
+                C::Http,
+                "proxy authentication required but no callback set",
+                "unreachable",
+            ),
+            (
+                C::Http,
+                "proxy returned unexpected status: 403",
+                "unreachable",
+            ),
+            (C::Net, "invalid packet line", "other"),
             (C::Zlib, "bad data", "other"),
         ] {
             assert_eq!(

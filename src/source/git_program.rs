@@ -1,7 +1,7 @@
 //! git itself, where it is installed: for servers that want what libgit2 has not (client certificates,
 //! Kerberos, headers and cookies of the user's configuration, protocol 2), and as the base of Git LFS.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use git2::Repository;
 
@@ -20,14 +20,14 @@ pub(super) fn fetch(
     get: Get<'_>,
 ) -> Option<Result<Option<String>, String>> {
     let git = on_path(network.env, "git")?;
-    let run = |arguments: &[&str], refspecs: &[&str]| -> Result<Vec<u8>, String> {
+    let run_trusting = |trusted, arguments: &[&str], refspecs: &[&str]| {
         let mut command = Command::new(&git);
         command
             .args(arguments)
             .args(["--", way.text()])
             .args(refspecs)
             .current_dir(into.path());
-        set_up(&mut command, network, way, way, Vec::new());
+        set_up(&mut command, network, way, way, trusted, Vec::new());
         command.env("GIT_DIR", ".");
         let finished =
             program::run(command, b"", network.stop, &|_| {}).map_err(|error| error.to_string())?;
@@ -36,12 +36,22 @@ pub(super) fn fetch(
             false => Err(complaint(&finished.errors)),
         }
     };
+    let run = |arguments: &[&str], refspecs: &[&str]| -> Result<Vec<u8>, String> {
+        let by_machine = run_trusting(Trusted::ByMachine, arguments, refspecs);
+        match by_machine {
+            Err(said) if network.ca_bundle.is_some() && said.contains("certificate") => {
+                run_trusting(Trusted::AsConfigured, arguments, refspecs)
+            }
+            result => result,
+        }
+    };
     let mut arguments = vec![
         "fetch",
         "--quiet",
         "--force",
         "--no-tags",
         "--no-write-fetch-head",
+        "--update-shallow",
     ];
     let alone;
     let (refspecs, prune) = match get {
@@ -65,8 +75,40 @@ pub(super) fn fetch(
     }))
 }
 
+/// With these set, git's configuration is not what libgit2 reads.
+const MORE_CONFIGURATION: [&str; 4] = [
+    "GIT_CONFIG_COUNT",
+    "GIT_CONFIG_PARAMETERS",
+    "GIT_CONFIG_GLOBAL",
+    "GIT_CONFIG_SYSTEM",
+];
+
+/// What git answers to a question about its configuration. Nothing where libgit2 knows that as well, or
+/// there is no git.
+pub(super) fn answer(env: &Variables, arguments: &[&str]) -> Option<Option<String>> {
+    if !MORE_CONFIGURATION
+        .iter()
+        .any(|name| env.contains_key(*name))
+    {
+        return None;
+    }
+    let mut command = Command::new(on_path(env, "git")?);
+    command
+        .args(arguments)
+        .current_dir("/")
+        .env_clear()
+        .envs(env);
+    for name in OF_ANOTHER_REPOSITORY {
+        command.env_remove(name);
+    }
+    let output = command.stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let text = text.trim_end_matches('\n');
+    Some((output.status.success() && !text.is_empty()).then(|| text.to_owned()))
+}
+
 /// The lines that say what is wrong; without any, the last one.
-fn complaint(said: &[String]) -> String {
+pub(super) fn complaint(said: &[String]) -> String {
     let marked = |line: &&String| line.starts_with("fatal: ") || line.starts_with("error: ");
     let lines: Vec<&str> = said.iter().filter(marked).map(String::as_str).collect();
     match lines.as_slice() {
@@ -77,7 +119,7 @@ fn complaint(said: &[String]) -> String {
 
 /// With these set, git would work on another repository than the one at hand. A hook or an alias of
 /// git that started the agent has set them.
-const OF_ANOTHER_REPOSITORY: [&str; 12] = [
+pub(super) const OF_ANOTHER_REPOSITORY: [&str; 12] = [
     "GIT_DIR",
     "GIT_WORK_TREE",
     "GIT_INDEX_FILE",
@@ -132,6 +174,23 @@ fn with_settings(command: &mut Command, env: &Variables, mut settings: Vec<(Stri
     }
 }
 
+/// A credential helper that gives the login in `NAME_USER` and `NAME_PASS`. git has a shell run it; the
+/// values come by the environment, whatever is in them.
+pub(super) fn login_helper(name: &str) -> String {
+    format!(
+        "!f() {{ test \"$1\" = get && printf 'username=%s\\npassword=%s\\n' \
+         \"${name}_USER\" \"${name}_PASS\"; }}; f"
+    )
+}
+
+/// Whose certificate authorities are trusted. git takes one bundle in the place of another, and the one
+/// that is configured may hold those of the API server alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trusted {
+    ByMachine,
+    AsConfigured,
+}
+
 /// The environment for git and `git lfs` where they talk to a server: how to reach it and who we are.
 /// `address` is meant where the repository says so, `way` is taken.
 pub(super) fn set_up(
@@ -139,12 +198,13 @@ pub(super) fn set_up(
     network: &Network<'_>,
     address: &Address,
     way: &Address,
+    trusted: Trusted,
     mut settings: Vec<(String, String)>,
 ) {
     let env = network.env;
-    let mut variables: Vec<(&str, String)> = Vec::new();
-    if !env.contains_key("GIT_SSH_COMMAND") && !env.contains_key("GIT_SSH") {
-        variables.push(("GIT_SSH_COMMAND", "ssh -oBatchMode=yes".to_owned()));
+    let mut variables: Vec<(String, String)> = Vec::new();
+    if let Some(ssh) = network.ssh_command() {
+        variables.push(("GIT_SSH_COMMAND".into(), ssh.to_owned()));
     }
     if way != address {
         settings.push((
@@ -152,11 +212,23 @@ pub(super) fn set_up(
             address.text().to_owned(),
         ));
     }
-    if let Some(bundle) = network.ca_bundle {
+    if let (Some(bundle), Trusted::AsConfigured) = (network.ca_bundle, trusted) {
         settings.push(("http.sslCAInfo".into(), bundle.display().to_string()));
     }
     if network.accept_any_certificate {
         settings.push(("http.sslVerify".into(), "false".into()));
+    }
+    // For what is elsewhere: a server of Git LFS, or one that the repository has moved to.
+    if !network.credentials.is_bearer() {
+        let places = network.credentials.by_place(&[way]);
+        for (number, (place, login)) in places.into_iter().enumerate() {
+            let name = format!("CLEARML_GIT_LOGIN_{number}");
+            let helper = format!("credential.{place}.helper");
+            settings.push((helper.clone(), String::new()));
+            settings.push((helper, login_helper(&name)));
+            variables.push((format!("{name}_USER"), login.user));
+            variables.push((format!("{name}_PASS"), login.password.expose().to_owned()));
+        }
     }
     let is_web = matches!(way.transport, Transport::Http | Transport::Https);
     let login = network.logins(way).into_iter().next();
@@ -179,14 +251,12 @@ pub(super) fn set_up(
         let helper = format!("credential.{server}.helper");
         // The first one takes those away that are configured for everything.
         settings.push((helper.clone(), String::new()));
-        settings.push((
-            helper,
-            "!f() { test \"$1\" = get && printf 'username=%s\\npassword=%s\\n' \
-             \"$CLEARML_GIT_LOGIN_USER\" \"$CLEARML_GIT_LOGIN_PASS\"; }; f"
-                .to_owned(),
+        settings.push((helper, login_helper("CLEARML_GIT_LOGIN")));
+        variables.push(("CLEARML_GIT_LOGIN_USER".into(), user));
+        variables.push((
+            "CLEARML_GIT_LOGIN_PASS".into(),
+            password.expose().to_owned(),
         ));
-        variables.push(("CLEARML_GIT_LOGIN_USER", user));
-        variables.push(("CLEARML_GIT_LOGIN_PASS", password.expose().to_owned()));
     }
     with_settings(command, env, settings);
     command.envs(variables);

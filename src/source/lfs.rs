@@ -10,7 +10,7 @@ use std::process::Command;
 use git2::Repository;
 
 use super::error::SourceError;
-use super::git_program;
+use super::git_program::{self, Trusted};
 use super::mirror::Mirrors;
 use super::program;
 use super::ssh::on_path;
@@ -75,7 +75,13 @@ pub(super) fn download(
     }
     let storage = mirrors.cache.as_ref().map(|cache| cache.join("lfs"));
     let mut said = Vec::new();
-    for way in network.ways(repository, address) {
+    let ways = network.ways(repository, address).into_iter();
+    let with_bundle = network.ca_bundle.is_some().then_some(Trusted::AsConfigured);
+    let tries = ways.flat_map(|way| {
+        let trusted = std::iter::once(Trusted::ByMachine).chain(with_bundle);
+        trusted.map(move |trusted| (way.clone(), trusted))
+    });
+    for (way, trusted) in tries {
         let mut command = Command::new(&git);
         command.args(["lfs", "pull"]).current_dir(root);
         let mut settings = Vec::new();
@@ -84,7 +90,14 @@ pub(super) fn download(
         if let (Some(storage), false) = (&storage, way.address.transport == Transport::Local) {
             settings.push(("lfs.storage".to_owned(), storage.display().to_string()));
         }
-        git_program::set_up(&mut command, network, address, &way.address, settings);
+        git_program::set_up(
+            &mut command,
+            network,
+            address,
+            &way.address,
+            trusted,
+            settings,
+        );
         let finished = program::run(command, b"", mirrors.stop, &|_| {})
             .map_err(|error| failed(error.to_string()))?;
         if mirrors.stop.is_cancelled() {

@@ -18,6 +18,7 @@ pub mod fuzzing;
 mod git_program;
 mod hunks;
 pub mod kept;
+mod lend;
 mod lfs;
 mod mirror;
 mod mirror_folder;
@@ -57,7 +58,18 @@ use crate::task::Script;
 
 pub use self::credentials::{ExtraCredential, GitCredentials, PasswordKind};
 pub use self::error::SourceError;
+pub use self::lend::{Lent, Needs, lend};
 pub use self::ways::Protocol;
+
+/// What the configuration says of git servers.
+#[derive(Debug, Clone, Default)]
+pub struct Servers {
+    pub credentials: GitCredentials,
+    pub protocol: Protocol,
+    /// Certificate authorities to trust beside the machine's own.
+    pub ca_bundle: Option<PathBuf>,
+    pub accept_any_certificate: bool,
+}
 
 /// What to get, and with what.
 #[derive(Debug, Clone)]
@@ -75,14 +87,10 @@ pub struct Request {
     pub clone_on_pull_fail: bool,
     /// A commit that is asked for by its id may be fetched without its history.
     pub shallow: bool,
-    pub credentials: GitCredentials,
-    pub protocol: Protocol,
+    pub servers: Servers,
     /// The agent's own environment: for the variables in an entry point, and for the programs that
     /// git would run (ssh, credential helpers, Git LFS).
     pub env: Variables,
-    /// Certificate authorities to trust beside the machine's own.
-    pub ca_bundle: Option<PathBuf>,
-    pub accept_any_certificate: bool,
     /// `--standalone-mode`: nothing is fetched, and a checkout that was put in this folder
     /// (`agent.venvs_dir`) beforehand is used.
     pub staged: Option<PathBuf>,
@@ -253,7 +261,13 @@ fn get(
         clone_on_pull_fail: request.clone_on_pull_fail,
         shallow: request.shallow,
         borrowed: RefCell::default(),
-        network: Network::new(request, console, stop)?,
+        network: Network::new(
+            &request.servers,
+            &request.env,
+            request.staged.is_some(),
+            console,
+            stop,
+        )?,
         console,
         stop,
     };

@@ -17,7 +17,7 @@ use super::git_program;
 use super::ssh::{self, SshProgram};
 use super::url::{Address, Transport};
 use super::ways::{Protocol, Way, ways_to};
-use super::{Request, ssh_config};
+use super::{Servers, ssh_config};
 use crate::config::Variables;
 use crate::console::Console;
 use crate::secret::Secret;
@@ -30,8 +30,8 @@ const SILENCE_LIMIT_MS: i32 = 60_000;
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Network<'a> {
-    credentials: &'a GitCredentials,
-    protocol: &'a Protocol,
+    pub(super) credentials: &'a GitCredentials,
+    pub(super) protocol: &'a Protocol,
     pub(super) env: &'a Variables,
     ssh: Option<SshProgram>,
     pub(super) ca_bundle: Option<&'a Path>,
@@ -57,22 +57,29 @@ pub(super) enum Get<'r> {
 
 impl<'a> Network<'a> {
     pub(super) fn new(
-        request: &'a Request,
+        servers: &'a Servers,
+        env: &'a Variables,
+        offline: bool,
         console: &'a Console,
         stop: &'a CancellationToken,
     ) -> Result<Self, SourceError> {
-        prepare_libgit2(request.ca_bundle.as_deref())
+        prepare_libgit2(servers.ca_bundle.as_deref())
             .map_err(SourceError::git("setting up libgit2"))?;
-        let config = git2::Config::open_default();
-        let ssh_command = config.and_then(|config| config.get_string("core.sshCommand"));
+        check_configuration().map_err(SourceError::git("reading git's configuration"))?;
+        let ssh_command = match git_program::answer(env, &["config", "core.sshCommand"]) {
+            Some(answer) => answer,
+            None => git2::Config::open_default()
+                .and_then(|config| config.get_string("core.sshCommand"))
+                .ok(),
+        };
         Ok(Self {
-            credentials: &request.credentials,
-            protocol: &request.protocol,
-            env: &request.env,
-            ssh: SshProgram::find(&request.env, ssh_command.ok()),
-            ca_bundle: request.ca_bundle.as_deref(),
-            accept_any_certificate: request.accept_any_certificate,
-            offline: request.staged.is_some(),
+            credentials: &servers.credentials,
+            protocol: &servers.protocol,
+            env,
+            ssh: SshProgram::find(env, ssh_command),
+            ca_bundle: servers.ca_bundle.as_deref(),
+            accept_any_certificate: servers.accept_any_certificate,
+            offline,
             console,
             stop,
         })
@@ -94,11 +101,18 @@ impl<'a> Network<'a> {
 
     /// The ways to `address`, as the user's git configuration (`url.….insteadOf`) means it.
     pub(super) fn ways(&self, into: &Repository, address: &Address) -> Vec<Way> {
-        let anonymous = into.remote_anonymous(address.text());
-        let meant = anonymous.ok().and_then(|remote| match remote.url() {
-            Ok(url) if url != address.text() => Some(Address::parse(url)),
-            _ => None,
-        });
+        let meant = match git_program::answer(
+            self.env,
+            &["ls-remote", "--get-url", "--", address.text()],
+        ) {
+            Some(answer) => answer,
+            None => {
+                let anonymous = into.remote_anonymous(address.text()).ok();
+                anonymous.and_then(|remote| remote.url().ok().map(str::to_owned))
+            }
+        };
+        let meant = meant.filter(|url| url != address.text());
+        let meant = meant.map(|url| Address::parse(&url));
         ways_to(
             meant.as_ref().unwrap_or(address),
             self.protocol,
@@ -108,14 +122,26 @@ impl<'a> Network<'a> {
                     .iter()
                     .any(|login| !login.password.is_empty())
             },
-            &|ssh| match &self.ssh {
-                Some(program) if ssh.password.is_none() => program.has_identity(ssh),
-                _ => {
-                    ssh.password.is_some()
-                        || ssh_config::resolve(ssh, self.env).is_ok_and(|(_, found)| found.any())
-                }
-            },
+            &|ssh| self.has_key(ssh),
         )
+    }
+
+    /// Whether ssh has something to identify itself with there.
+    pub(super) fn has_key(&self, ssh: &Address) -> bool {
+        match &self.ssh {
+            Some(program) if ssh.password.is_none() => program.has_identity(ssh),
+            _ => {
+                ssh.password.is_some()
+                    || ssh_config::resolve(ssh, self.env).is_ok_and(|(_, found)| found.any())
+            }
+        }
+    }
+
+    /// How a git that the agent does not talk through itself is to call ssh, where the user has not
+    /// said it: nobody is there to answer its questions.
+    pub(super) fn ssh_command(&self) -> Option<&'static str> {
+        let own = self.ssh.as_ref().is_some_and(SshProgram::is_the_users);
+        (!own).then_some("ssh -oBatchMode=yes -oConnectTimeout=15")
     }
 
     /// Fetches from `address` into `into`, in whichever way works first. Returns the remote's default
@@ -199,10 +225,14 @@ impl<'a> Network<'a> {
         error: SourceError,
     ) -> Result<Option<String>, SourceError> {
         let is_web = matches!(way.transport, Transport::Http | Transport::Https);
-        let may_help = match error {
+        let may_help = match &error {
             SourceError::Authentication { .. } | SourceError::HostIdentity { .. } => is_web,
+            // libgit2 does not know all of curl's.
+            SourceError::Unreachable { .. } => is_web && self.names_a_proxy(into),
+            // Other formats than libgit2's, and bundles.
+            SourceError::PathNotFound { .. } => way.is_there(),
             // A commit without its history is to be had quickly or not at all.
-            SourceError::Fetch { damaged, .. } => !damaged && !matches!(get, Get::Alone(_)),
+            SourceError::Fetch { damaged, .. } => !*damaged && !matches!(get, Get::Alone(_)),
             _ => false,
         };
         if !may_help {
@@ -216,7 +246,31 @@ impl<'a> Network<'a> {
                     .say(format!("{} was fetched by git itself", way.shown()));
                 Ok(default_branch)
             }
-            Some(Err(said)) => Err(error.also(&said)),
+            Some(Err(said)) => Err(match (get, SourceError::git_program(way, &said)) {
+                // It was reached; the history may be had where the commit alone is not.
+                (Get::Alone(_), refusal @ SourceError::Fetch { .. }) => refusal,
+                _ => error.also(&said),
+            }),
+        }
+    }
+
+    /// Whether git would go by a proxy, to whatever address.
+    fn names_a_proxy(&self, into: &Repository) -> bool {
+        let variables = ["http_proxy", "https_proxy", "all_proxy"];
+        let is_set = |name: &str| self.env.get(name).is_some_and(|value| !value.is_empty());
+        if variables
+            .iter()
+            .any(|name| is_set(name) || is_set(&name.to_uppercase()))
+        {
+            return true;
+        }
+        let pattern = r"^http\.(.*\.)?proxy$";
+        match git_program::answer(self.env, &["config", "--get-regexp", pattern]) {
+            Some(answer) => answer.is_some(),
+            None => into.config().is_ok_and(|config| {
+                let entries = config.entries(Some(pattern));
+                entries.is_ok_and(|mut entries| entries.next().is_some())
+            }),
         }
     }
 
@@ -365,6 +419,20 @@ fn name_of(remote: &git2::Remote<'_>, commit: Oid) -> Result<Option<String>, git
     Ok(names
         .find(|name| name.starts_with("refs/"))
         .map(str::to_owned))
+}
+
+/// A key without a value, which git refuses, and which libgit2 would not survive.
+fn check_configuration() -> Result<(), git2::Error> {
+    let config = git2::Config::open_default()?;
+    let mut entries = config.entries(Some(r"^url\..*\.(push)?insteadof$"))?;
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        if !entry.has_value() {
+            let name = entry.name().unwrap_or("url.….insteadOf");
+            return Err(git2::Error::from_str(&format!("{name} has no value")));
+        }
+    }
+    Ok(())
 }
 
 /// The proxy that git's configuration or the environment names.

@@ -66,6 +66,11 @@ impl SshProgram {
         })
     }
 
+    /// Whether the user has named it, or said how it is called.
+    pub(super) fn is_the_users(&self) -> bool {
+        !matches!(self.program, Program::Found(_))
+    }
+
     /// Whether it has something to identify itself with to this host: an agent, or a key file that is
     /// there. What somebody else's command line does is not known, and taken for yes.
     pub(super) fn has_identity(&self, address: &Address) -> bool {

@@ -1,6 +1,8 @@
 //! Repository addresses: URLs, scp-like forms and local paths, taken apart without losing a
 //! character that git would have seen, and with the credentials held separately.
 
+use std::path::Path;
+
 use crate::secret::{Secret, mask_url_password};
 use percent_encoding::percent_decode_str;
 
@@ -93,9 +95,11 @@ impl Address {
         let (port, path) = match port_text.parse::<u16>() {
             Ok(port) => (Some(port), path.to_owned()),
             // `ssh://git@host:group/repo` is a mix-up of the URL and the scp-like form.
-            Err(_) => (None, format!("{port_text}{path}")),
+            Err(_) if transport == Transport::Ssh => (None, format!("{port_text}{path}")),
+            Err(_) => (None, path.to_owned()),
         };
-        let scp_like = transport == Transport::Ssh && port.is_none() && !port_text.is_empty();
+        let no_port = port.is_none() && !port_text.is_empty();
+        let scp_like = no_port && transport == Transport::Ssh;
         let shown_user = match (&user, transport) {
             (Some(user), Transport::Ssh) => format!("{user}@"),
             _ => String::new(),
@@ -104,6 +108,8 @@ impl Address {
         let text = match port {
             _ if scp_like => format!("{shown_user}{host}:{path}"),
             Some(port) => format!("{scheme}://{shown_user}{host}:{port}{path}"),
+            // It leads nowhere, and not to a host of another name.
+            None if no_port => format!("{scheme}://{shown_user}{host}:{port_text}{path}"),
             None => format!("{scheme}://{shown_user}{host}{path}"),
         };
         Address {
@@ -150,6 +156,12 @@ impl Address {
 
     pub(super) fn path(&self) -> &str {
         &self.path
+    }
+
+    /// Whether something is at the path of this machine that it names, wherever it is asked from.
+    pub(super) fn is_there(&self) -> bool {
+        let path = Path::new(&self.path);
+        self.transport == Transport::Local && path.is_absolute() && path.exists()
     }
 
     pub(super) fn host_as_given(&self) -> Option<&str> {
@@ -270,6 +282,11 @@ fn split_scp(given: &str) -> Option<(Option<&str>, &str, Option<u16>, &str)> {
     if before.is_empty() || before.contains('/') || path.is_empty() {
         return None;
     }
+    // A folder of a Windows machine, which no host is named as.
+    let is_drive = before.bytes().all(|letter| letter.is_ascii_uppercase());
+    if before.len() == 1 && (is_drive || path.starts_with('\\')) {
+        return None;
+    }
     let (user, host) = match before.rsplit_once('@') {
         Some((user, host)) => (Some(user), host),
         None => (None, before),
@@ -387,6 +404,24 @@ mod tests {
                 "b.git",
             ),
             ("h:b", "h:b", Ssh, None, None, "b"),
+            ("C:/a/b", "C:/a/b", Local, None, None, "b"),
+            ("c:\\a", "c:\\a", Local, None, None, "\\a"),
+            (
+                "https://h:8O80/a",
+                "https://h:8O80/a",
+                Https,
+                None,
+                None,
+                "a",
+            ),
+            (
+                "http://h:99999/a",
+                "http://h:99999/a",
+                Http,
+                None,
+                None,
+                "a",
+            ),
             ("git://h/a", "git://h/a", Git, None, None, "a"),
             (
                 "file:///srv/a.git",

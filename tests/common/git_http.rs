@@ -36,11 +36,26 @@ pub struct SeenRequest {
 impl GitServer {
     /// `login`: the user and password that it demands.
     pub fn start(root: &Path, login: Option<(&str, &str)>) -> GitServer {
-        Self::listen(root, login, None)
+        let logins = login.map(|(user, password)| ("/", user, password));
+        Self::listen(root, logins.as_slice(), None)
+    }
+
+    /// Each path (by its beginning) wants its own user and password; what has none is open.
+    pub fn start_with(root: &Path, logins: &[(&str, &str, &str)]) -> GitServer {
+        Self::listen(root, logins, None)
     }
 
     /// Over https, with the certificate and key in these PEM files.
     pub fn start_tls(root: &Path, certificate: &Path, key: &Path) -> GitServer {
+        Self::start_tls_with(root, certificate, key, &[])
+    }
+
+    pub fn start_tls_with(
+        root: &Path,
+        certificate: &Path,
+        key: &Path,
+        logins: &[(&str, &str, &str)],
+    ) -> GitServer {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -51,12 +66,12 @@ impl GitServer {
                 PrivateKeyDer::from_pem_file(key).unwrap(),
             )
             .unwrap();
-        Self::listen(root, None, Some(Arc::new(config)))
+        Self::listen(root, logins, Some(Arc::new(config)))
     }
 
     fn listen(
         root: &Path,
-        login: Option<(&str, &str)>,
+        logins: &[(&str, &str, &str)],
         tls: Option<Arc<rustls::ServerConfig>>,
     ) -> GitServer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -64,17 +79,22 @@ impl GitServer {
         let requests: Arc<Mutex<Vec<SeenRequest>>> = Arc::default();
         let seen = Arc::clone(&requests);
         let root = root.to_owned();
-        let login = login.map(|(user, password)| (user.to_owned(), password.to_owned()));
+        let logins: Vec<(String, (String, String))> = logins
+            .iter()
+            .map(|(path, user, password)| {
+                (path.to_string(), (user.to_string(), password.to_string()))
+            })
+            .collect();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (root, login, seen) = (root.clone(), login.clone(), Arc::clone(&seen));
+                let (root, logins, seen) = (root.clone(), logins.clone(), Arc::clone(&seen));
                 let tls = tls.clone();
                 thread::spawn(move || match tls {
-                    None => serve(stream, &root, login.as_ref(), &seen),
+                    None => serve(stream, &root, &logins, &seen),
                     Some(config) => {
                         let connection = rustls::ServerConnection::new(config).ok()?;
                         let mut stream = rustls::StreamOwned::new(connection, stream);
-                        serve(&mut stream, &root, login.as_ref(), &seen)?;
+                        serve(&mut stream, &root, &logins, &seen)?;
                         stream.conn.send_close_notify();
                         stream.flush().ok()
                     }
@@ -106,7 +126,7 @@ impl GitServer {
 fn serve(
     mut stream: impl Read + Write,
     root: &Path,
-    login: Option<&(String, String)>,
+    logins: &[(String, (String, String))],
     seen: &Mutex<Vec<SeenRequest>>,
 ) -> Option<()> {
     let mut reader = BufReader::new(&mut stream);
@@ -125,6 +145,11 @@ fn serve(
             None => break,
         };
     }
+    // To a proxy, the whole address is said.
+    let target = match target.strip_prefix("http://") {
+        Some(rest) => rest[rest.find('/')?..].to_owned(),
+        None => target,
+    };
     let body = read_body(&mut reader, &headers)?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     // `/here/x` has moved to `/x`, and `/to/host:port/x` to that server.
@@ -152,7 +177,10 @@ fn serve(
         path: path.to_owned(),
         login: given.clone(),
     });
-    if login.is_some() && given.as_ref() != login {
+    let wanted = logins
+        .iter()
+        .find(|(start, _)| path.starts_with(start.as_str()));
+    if wanted.is_some_and(|(_, login)| given.as_ref() != Some(login)) {
         let refusal = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"git\"\r\n\
                        Content-Length: 0\r\nConnection: close\r\n\r\n";
         return stream.write_all(refusal.as_bytes()).ok();

@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Bench {
     pub dir: Arc<tempfile::TempDir>,
     pub settings: Settings,
+    /// The address of the task's repository.
+    pub repository_url: String,
     pub said: Arc<Mutex<Vec<String>>>,
     pub stop: CancellationToken,
 }
@@ -47,6 +49,7 @@ impl Bench {
         Bench {
             dir: Arc::new(dir),
             settings,
+            repository_url: "https://h/r.git".to_owned(),
             said: Arc::default(),
             stop: CancellationToken::new(),
         }
@@ -75,7 +78,7 @@ impl Bench {
 
     pub async fn run(&self, binary: &str, requirements: Value) -> Result<Done, PythonError> {
         let script: Script = serde_json::from_value(json!({
-            "binary": binary, "entry_point": "main.py", "repository": "https://h/r.git",
+            "binary": binary, "entry_point": "main.py", "repository": self.repository_url,
             "requirements": requirements,
         }))
         .unwrap();

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 
 use clearml_agent::console::Console;
 use clearml_agent::secret::Secret;
-use clearml_agent::source::{GitCredentials, Protocol, Request, SourceError, Sources, fetch};
+use clearml_agent::source::{
+    GitCredentials, Protocol, Request, Servers, SourceError, Sources, fetch,
+};
 use clearml_agent::task::Script;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -80,11 +82,12 @@ impl Host {
             cache: Some(self.cache()),
             clone_on_pull_fail: self.clone_on_pull_fail,
             shallow: self.shallow,
-            credentials: self.credentials.clone(),
-            protocol: self.protocol.clone(),
+            servers: Servers {
+                credentials: self.credentials.clone(),
+                protocol: self.protocol.clone(),
+                ..Servers::default()
+            },
             env: self.env.clone(),
-            ca_bundle: None,
-            accept_any_certificate: false,
             staged: None,
         }
     }

@@ -58,6 +58,35 @@ impl World {
             "refs/pull/1/head:refs/pull/1/head",
         ]);
         bare("group/lib.git");
+        let whole = format!("file://{}", up.url());
+        let shallow = root.join("shallow.git");
+        up.git(&[
+            "clone",
+            "--quiet",
+            "--bare",
+            "--depth=1",
+            &whole,
+            shallow.to_str().unwrap(),
+        ]);
+        let bundle = root.join("up.bundle");
+        up.git(&[
+            "bundle",
+            "create",
+            "--quiet",
+            bundle.to_str().unwrap(),
+            "--all",
+        ]);
+        let other = root.join("sha256");
+        up.git(&[
+            "init",
+            "--quiet",
+            "--object-format=sha256",
+            other.to_str().unwrap(),
+        ]);
+        git_in(
+            &other,
+            &["commit", "--quiet", "--allow-empty", "-m", "first"],
+        );
         with_submodule(&up, &root, "relative.git", "../group/lib.git", &[]);
         with_submodule(&up, &root, "broken.git", "../none.git", &[]);
         with_submodule(&up, &root, "unused.git", "../none.git", &["update", "none"]);

@@ -26,7 +26,7 @@ fn token(host: &mut Host, kind: PasswordKind) {
     host.credentials.kind = kind;
 }
 
-fn extra(user: &str, password: &str, host: &str) -> ExtraCredential {
+pub fn extra(user: &str, password: &str, host: &str) -> ExtraCredential {
     ExtraCredential {
         user: user.into(),
         password: Secret::new(password),

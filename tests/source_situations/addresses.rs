@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::source_host::script;
-use crate::{Commit, Refused, Situation, TRAIN, access, open, tip};
+use crate::source_host::{Host, script};
+use crate::{Commit, Refused, Situation, TRAIN, access, first, open, tip, version};
 
 pub const SITUATIONS: &[Situation] = &[
     ("a path", |w, _| script(&w.up.url()), Commit(tip, TRAIN)),
@@ -76,6 +76,90 @@ pub const SITUATIONS: &[Situation] = &[
         Refused(&["no access", "redirected"]),
     ),
     (
+        "moved to another host that has a login of its own",
+        |w, host| {
+            let moved = format!("localhost:{}", w.closed.port());
+            host.credentials.extra = vec![access::extra("bob", access::PASSWORD, &moved)];
+            script(&w.open.url(&moved_to(&w.closed.url("up/.git"))))
+        },
+        Commit(tip, TRAIN),
+    ),
+    (
+        "another address by git's configuration in the environment",
+        |w, host| {
+            let key = format!("url.{}.insteadOf", access::with_login(&w.closed, ""));
+            configure(host, &key, "git@git.company.invalid:");
+            script("git@git.company.invalid:up/.git")
+        },
+        Commit(tip, TRAIN),
+    ),
+    (
+        "another address by git's configuration in another file",
+        |w, host| {
+            let file = host.folder.path().join("config");
+            let text = "[url \"ADDRESS\"]\n\tinsteadOf = https://git.company.invalid/\n";
+            std::fs::write(&file, text.replace("ADDRESS", &w.open.url(""))).unwrap();
+            let file = file.display().to_string();
+            host.env.insert("GIT_CONFIG_GLOBAL".into(), file);
+            script("https://git.company.invalid/up/.git")
+        },
+        Commit(tip, TRAIN),
+    ),
+    (
+        "by the proxy for all protocols",
+        |w, host| {
+            host.env.insert("ALL_PROXY".into(), w.open.url(""));
+            script("http://git.company.invalid/up/.git")
+        },
+        Commit(tip, TRAIN),
+    ),
+    (
+        "a commit by the proxy that git's configuration names for the host",
+        |w, host| {
+            let key = "http.http://*.company.invalid/.proxy";
+            configure(host, key, &w.open.url(""));
+            version(script("http://git.company.invalid/up/.git"), &w.first)
+        },
+        Commit(first, TRAIN),
+    ),
+    (
+        "a proxy that is not there",
+        |_, host| {
+            let proxy = "http://127.0.0.1:1".to_owned();
+            host.env.insert("all_proxy".into(), proxy);
+            script("http://git.company.invalid/up/.git")
+        },
+        Refused(&["cannot reach", "git itself", "its proxy settings"]),
+    ),
+    (
+        "a server without the history",
+        |w, _| script(&w.open.url("shallow.git")),
+        Commit(tip, TRAIN),
+    ),
+    (
+        "a path of another kind of machine",
+        |_, _| script("C:\\Users\\me\\project"),
+        Refused(&["not found on this machine", "made on another machine"]),
+    ),
+    (
+        "no port",
+        |w, host| {
+            access::login(host, "bob", access::PASSWORD);
+            script(&w.closed.url("up/.git").replace("127.0.0.1:", "127.0.0.1:x"))
+        },
+        Refused(&["http://127.0.0.1:x"]),
+    ),
+    (
+        "a bundle",
+        |w, _| script(&w.root().join("up.bundle").display().to_string()),
+        Commit(tip, TRAIN),
+    ),
+    (
+        "other names of objects",
+        |w, _| script(&w.open.url("sha256/.git")),
+        Refused(&["named by SHA-256"]),
+    ),
+    (
         "no such path",
         |_, _| script("/nope/x.git"),
         Refused(&[
@@ -119,6 +203,17 @@ pub const SITUATIONS: &[Situation] = &[
         Refused(&["is not the name of a host"]),
     ),
 ];
+
+/// Sets a key of git's configuration by the environment.
+fn configure(host: &mut Host, key: &str, value: &str) {
+    let variables = [
+        ("GIT_CONFIG_COUNT", "1"),
+        ("GIT_CONFIG_KEY_0", key),
+        ("GIT_CONFIG_VALUE_0", value),
+    ];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    host.env.extend(variables);
+}
 
 /// A path from which a server of the tests redirects to this address, by another name of its host.
 fn moved_to(address: &str) -> String {

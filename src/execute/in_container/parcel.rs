@@ -94,7 +94,7 @@ fn config_inside(
     mounts: &[Mounted],
     own_certificates: bool,
 ) -> String {
-    let git = &run.settings.git.credentials;
+    let git = &run.settings.git.servers.credentials;
     let mut changes: BTreeMap<&str, String> = BTreeMap::from([
         ("agent.worker_id", run.settings.endpoint.worker.clone()),
         ("agent.venvs_dir", settings.runs.clone()),

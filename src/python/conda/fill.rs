@@ -96,7 +96,7 @@ pub(in crate::python) async fn fill(
             environment: told,
             ..settings.clone()
         };
-        let filling = Filling::new(env, job.tools, &settings, job.console, job.stop)?;
+        let filling = Filling::new(env, job, &settings)?;
         if let Some(mut filling) = filling {
             filling.fill(&pip).await?;
         }
