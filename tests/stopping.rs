@@ -71,6 +71,23 @@ fn a_task_deleted_under_the_job_stops_it() {
 }
 
 #[test]
+fn a_status_that_somebody_sets_stands_with_its_reason() {
+    let world = World::new();
+    for (status, endpoint) in [("failed", "tasks.failed"), ("stopped", "tasks.stopped")] {
+        let (id, running, _) = start(&world, SLEEPER);
+        let note = json!({"task": id, "status_reason": "the loss is not a number"});
+        world.api.call(endpoint, note);
+        running
+            .wait()
+            .exits(143)
+            .prints(&format!("its status was set to {status} on the server"));
+        let task = world.api.task(&id);
+        assert_eq!(task["status"], status);
+        assert_eq!(task["status_reason"], "the loss is not a number");
+    }
+}
+
+#[test]
 fn a_script_may_end_in_its_own_way_when_asked_to_stop() {
     let world = World::new();
     let text = "\

@@ -237,7 +237,7 @@ pub(super) async fn carry_out(
         };
         match told {
             Told::Written => batch::hand_on(&run, &outcome, &verdict, true).await,
-            Told::LeftAsItIs => batch::hand_on(&run, &outcome, &verdict, false).await,
+            Told::LeftAsItIs(_) => batch::hand_on(&run, &outcome, &verdict, false).await,
             Told::TakenOver | Told::Unheard => {}
         }
         told
@@ -254,7 +254,7 @@ pub(super) async fn carry_out(
             verdict = outcome.verdict(&run.settings.mask);
             outcome
         }
-        Told::Written | Told::LeftAsItIs | Told::Unheard => outcome,
+        Told::Written | Told::LeftAsItIs(_) | Told::Unheard => outcome,
     };
     watching.abort();
     if let Some(claiming) = claiming {
@@ -282,7 +282,11 @@ pub(super) async fn carry_out(
         worker,
         outcome,
         verdict,
-        status: status.filter(|_| matches!(told, Told::Written | Told::LeftAsItIs)),
+        status: match told {
+            Told::Written => status,
+            Told::LeftAsItIs(said) => Some(said),
+            Told::TakenOver | Told::Unheard => None,
+        },
         receipt,
         usage,
         versions,

@@ -11,6 +11,7 @@ use super::stop::Stop;
 use crate::api::ApiError;
 use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
 use crate::outlet;
+use crate::task::Status;
 
 /// What the final status may take at least, however short `--drain-timeout` is and whoever is in a hurry.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
@@ -67,8 +68,8 @@ impl End {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Told {
     Written,
-    /// Somebody else has set it.
-    LeftAsItIs,
+    /// Somebody else has set it: to this, as far as it is known.
+    LeftAsItIs(FinalStatus),
     /// Another run has the task by now: it is that one's to write.
     TakenOver,
     /// It could not be written now; the journal keeps it.
@@ -94,15 +95,23 @@ pub(super) async fn write_status(
         if is_recorded
             && let Some(standing) =
                 until_heard(async || tasks::standing(&run.session, &run.task.id).await).await?
-            && standing
-                .said(CLAIM)
-                .is_some_and(|claim| claim != run.settings.run)
         {
-            return Ok(None);
+            let claim = standing.said(CLAIM);
+            if claim.is_some_and(|claim| claim != run.settings.run) {
+                return Ok(Told::TakenOver);
+            }
+            if let Some(said) = said_already(standing.status, status) {
+                return Ok(Told::LeftAsItIs(said));
+            }
         }
-        until_heard(async || tasks::finish(&run.session, &run.task.id, status, note).await)
-            .await
-            .map(Some)
+        let finish = async || tasks::finish(&run.session, &run.task.id, status, note).await;
+        Ok(match until_heard(finish).await? {
+            StatusWrite::Written => Told::Written,
+            StatusWrite::NotFromHere { message } => {
+                tracing::debug!(message, "the final status");
+                Told::LeftAsItIs(status)
+            }
+        })
     };
     let deadline = end.for_status(tokio::time::Instant::now());
     let hurried = async {
@@ -115,26 +124,24 @@ pub(super) async fn write_status(
         // The rest of the log is what is not waited for; one call must do.
         () = hurried => Err("not waited for".into()),
     };
+    if told.is_ok() {
+        run.journal.status_is_told();
+    }
     match told {
-        Ok(Some(StatusWrite::Written)) => {
-            run.journal.status_is_told();
-            Told::Written
-        }
-        Ok(Some(StatusWrite::NotFromHere { message })) => {
-            run.journal.status_is_told();
+        Ok(Told::LeftAsItIs(said)) => {
             outlet::complain(format_args!(
-                "the task's status was left as the server has it, somebody else set it: {message}"
+                "the task's status was left as the server has it, somebody else set it"
             ));
-            Told::LeftAsItIs
+            Told::LeftAsItIs(said)
         }
-        Ok(None) => {
-            run.journal.status_is_told();
+        Ok(Told::TakenOver) => {
             outlet::complain(format_args!(
                 "another agent has taken the task over: its status was left to that one ({})",
                 verdict.reason
             ));
             Told::TakenOver
         }
+        Ok(told) => told,
         Err(error) => {
             outlet::complain(format_args!(
                 "the task's status could not be written ({}): {error}\n  \
@@ -143,6 +150,16 @@ pub(super) async fn write_status(
             ));
             Told::Unheard
         }
+    }
+}
+
+/// What somebody has said of the run while it went on, the script itself (the SDK's `mark_failed`) or a
+/// user: it stands with their reason, as with the Python agent.
+fn said_already(now: Status, ours: FinalStatus) -> Option<FinalStatus> {
+    match (now, ours) {
+        (Status::Failed, _) => Some(FinalStatus::Failed),
+        (Status::Stopped, FinalStatus::Stopped) => Some(FinalStatus::Stopped),
+        _ => None,
     }
 }
 
@@ -196,6 +213,24 @@ mod tests {
         });
         assert!(refused.await.is_err());
         assert_eq!(calls.get(), 4);
+    }
+
+    #[test]
+    fn what_somebody_said_of_the_run_stands() {
+        use FinalStatus::{Completed, Failed, Stopped};
+        for (now, ours, said) in [
+            (Status::InProgress, Failed, None),
+            (Status::Failed, Failed, Some(Failed)),
+            (Status::Failed, Stopped, Some(Failed)),
+            (Status::Failed, Completed, Some(Failed)),
+            (Status::Stopped, Stopped, Some(Stopped)),
+            // How it ended is more than that it was to end.
+            (Status::Stopped, Failed, None),
+            (Status::Stopped, Completed, None),
+            (Status::Completed, Failed, None),
+        ] {
+            assert_eq!(said_already(now, ours), said, "{now} {ours}");
+        }
     }
 
     #[test]
