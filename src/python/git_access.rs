@@ -69,12 +69,15 @@ pub async fn lent(
 ) -> Lent {
     let (servers, env) = (settings.git.clone(), settings.environment.clone());
     let (said, token) = (console.clone(), stop.clone());
+    let is_needed = !needs.requirements.is_empty();
     // Where there are several ways git is asked, which blocks.
     let lending = move || source::lend(&needs, &servers, &env, &said, &token);
     match tokio::task::spawn_blocking(lending).await {
         Ok(Ok(lent)) => lent,
         Ok(Err(error)) => {
-            console.say(format!("Note: git gets no login for packages: {error}."));
+            if is_needed {
+                console.say(format!("Note: git gets no login for packages: {error}."));
+            }
             Lent::default()
         }
         Err(_) => Lent::default(),

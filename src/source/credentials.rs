@@ -164,7 +164,7 @@ impl GitCredentials {
     }
 
     /// Whether `agent.git_user` and its password are for any host.
-    pub(super) fn host_is_open(&self) -> bool {
+    fn host_is_open(&self) -> bool {
         self.host.as_deref().is_none_or(|h| h.trim().is_empty())
     }
 

@@ -130,7 +130,7 @@ pub fn lend(
     for asked in needs.requirements.iter().map(|text| Address::parse(text)) {
         let is_far = !matches!(asked.transport, Transport::Local | Transport::Git);
         if is_far && !reached.iter().any(|known| known.asked == asked) {
-            reached.push(reach(&network, &config, asked, console));
+            reached.push(reach(&network, &config, &own, asked, console));
         }
     }
     let mut lent = Lent::default();
@@ -149,7 +149,13 @@ pub fn lend(
 }
 
 /// The first way that the server takes; the first of all, if none is.
-fn reach(network: &Network<'_>, config: &Repository, asked: Address, console: &Console) -> Reached {
+fn reach(
+    network: &Network<'_>,
+    config: &Repository,
+    own: &Address,
+    asked: Address,
+    console: &Console,
+) -> Reached {
     let ways = network.ways(config, &asked);
     let tries: Vec<(Reached, bool)> = ways
         .into_iter()
@@ -182,7 +188,7 @@ fn reach(network: &Network<'_>, config: &Repository, asked: Address, console: &C
         {
             continue;
         }
-        match ask(network, &reached) {
+        match ask(network, own, &reached) {
             None => return first,
             Some(Ok(())) => {
                 if let (Some(why), false) = (&last, reached.way.text() == first.way.text()) {
@@ -198,10 +204,10 @@ fn reach(network: &Network<'_>, config: &Repository, asked: Address, console: &C
 }
 
 /// Whether git lets us in this way. Nothing where that cannot be found out.
-fn ask(network: &Network<'_>, reached: &Reached) -> Option<Result<(), String>> {
+fn ask(network: &Network<'_>, own: &Address, reached: &Reached) -> Option<Result<(), String>> {
     let mut lent = Lent::default();
     let reached = std::slice::from_ref(reached);
-    offer_logins(&mut lent, network, &Address::parse(""), reached);
+    offer_logins(&mut lent, network, own, reached);
     set_trust(&mut lent, network, reached);
     for (base, instead_of) in rules(network, None, reached) {
         lent.set(format!("url.{base}.insteadOf"), instead_of);
@@ -372,11 +378,8 @@ fn rules(
             }
         }
     }
+    // Hosts that are not named are left alone: what builds fetch from there needs no key.
     let mut rules = Vec::new();
-    if protocol.force_ssh && protocol.ssh_port.is_none() && network.credentials.host_is_open() {
-        let user = protocol.ssh_user.as_deref().unwrap_or("git");
-        rules.push((format!("ssh://{user}@"), "https://".to_owned()));
-    }
     for (from, to) in of_servers {
         // Where two ways lead to one server, it is not known which is the others'.
         let mut to = to.into_iter();
@@ -386,12 +389,10 @@ fn rules(
             rules.push((base, from));
         }
     }
-    let changed = |r: &&Reached| !rules.is_empty() || r.asked.text() != r.way.text();
-    let exact: Vec<_> = reached.iter().filter(changed).collect();
-    let exact = exact
-        .into_iter()
-        .map(|r| (r.way.text().to_owned(), r.asked.text().to_owned()));
-    rules.extend(exact.collect::<Vec<_>>());
+    let any = !rules.is_empty();
+    let exact = reached.iter().map(|r| (r.way.text(), r.asked.text()));
+    let exact = exact.filter(|(way, asked)| any || way != asked);
+    rules.extend(exact.map(|(way, asked)| (way.to_owned(), asked.to_owned())));
     rules
 }
 
@@ -422,8 +423,7 @@ mod tests {
             ..Protocol::default()
         };
         for (ssh_port, host, repository, requirements, expected) in [
-            // Hosts that are not named yet are reached so, too.
-            (None, None, "", &[][..], &[("ssh://git@", "https://")][..]),
+            (None, None, "", &[][..], &[][..]),
             (
                 Some(22),
                 None,
