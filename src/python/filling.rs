@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::failure::{self, Asked, Cause, Doubt, InstallFailure, advice, classify, detail};
 use super::flags::{fits, pip_requirement, uv_flags};
 use super::freeze;
-use super::git_access::GitAccess;
+use super::git_access::{GitAccess, check_program};
 use super::requirements::{Line, List, normalise};
 use super::settings::{Installer, Settings};
 use super::tool::{self, Call, Finished, mask};
@@ -97,6 +97,7 @@ impl<'a> Filling<'a> {
         let requested = list.names();
         let mut list = list.clone();
         self.leave_out_what_is_there(&mut list);
+        check_program(&list, self.env.kind, self.settings)?;
         self.git.take_from(&mut list);
         let installer = self.installer(&list).await?;
         if matches!(installer, With::Uv(_)) && self.env.kind == Kind::Own && !self.env.has_pip() {

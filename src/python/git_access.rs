@@ -2,8 +2,12 @@
 //! credentials and those that stand in the list's addresses, given by the environment. None is in
 //! an argument, which every user of the machine can see, or in a file.
 
-use super::Variables;
+use super::failure::{Cause, InstallFailure};
 use super::requirements::{Line, List};
+use super::settings::Settings;
+use super::tool::{find_program, mask};
+use super::tools::Kind;
+use super::{PythonError, Variables};
 use crate::secret::Secret;
 use crate::source::GitCredentials;
 
@@ -111,6 +115,39 @@ impl GitAccess {
     }
 }
 
+/// Fails where the list has a repository and there is no git program to fetch it with: minutes
+/// before uv or pip would, which come to it when they have resolved the rest.
+pub fn check_program(list: &List, kind: Kind, settings: &Settings) -> Result<(), PythonError> {
+    // What an interpreter's own packages have already, nobody fetches.
+    if kind != Kind::Own || settings.system_site_packages {
+        return Ok(());
+    }
+    match list.lines.iter().find_map(repository) {
+        Some(line) if find_program("git", &settings.search_path()).is_none() => {
+            Err(PythonError::Install(InstallFailure {
+                tool: "uv",
+                code: None,
+                cause: Cause::NoGit(mask(line)),
+                detail: String::new(),
+                place: settings.place,
+            }))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The line of a repository that git must fetch; whether one with a marker counts is known to uv and
+/// pip alone.
+fn repository(line: &Line) -> Option<&str> {
+    match line {
+        Line::Reference { text, original, .. } => {
+            let counts = text.contains("git+") && !text.contains(" ;");
+            counts.then_some(original)
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,6 +181,30 @@ mod tests {
         assert_eq!(told["CLEARML_AGENT_GIT_LOGIN_0_PASS"], "p@ss");
         assert_eq!(told["GIT_CONFIG_KEY_2"], "credential.https://h:8443.helper");
         assert!(!told["GIT_CONFIG_VALUE_2"].contains("p@ss"));
+    }
+
+    #[test]
+    fn which_lines_git_must_fetch() {
+        let env = Variables::new();
+        let reading = Reading {
+            origin: "test",
+            folder: Path::new("/"),
+            root: Path::new("/"),
+            env: &env,
+            original: None,
+        };
+        for (line, fetched) in [
+            ("git+https://h/o/x.git@main#egg=x", true),
+            ("x @ git+ssh://git@h/o/x", true),
+            ("-e git+https://h/o/x", true),
+            ("git://h/o/x", true),
+            ("x @ git+https://h/o/x ; python_version < '3'", false),
+            ("x @ https://h/o/x/archive/main.zip", false),
+            ("six", false),
+        ] {
+            let list = parse(line, &reading).unwrap();
+            assert_eq!(repository(&list.lines[0]).is_some(), fetched, "{line}");
+        }
     }
 
     #[test]
