@@ -10,6 +10,8 @@ use std::path::Path;
 use std::process::Command;
 
 use bench::Bench;
+use clearml_agent::python::cache::settings::CacheSettings;
+use clearml_agent::python::failure::Place;
 use clearml_agent::python::install::Code;
 use clearml_agent::python::settings::Installer;
 use clearml_agent::python::{PythonError, create, find_tools, install, notebook};
@@ -130,6 +132,55 @@ async fn a_git_repository_is_installed_at_its_commit() {
         done.recorded()["pip"],
         json!([format!("localpkg @ {url}@{commit}")])
     );
+}
+
+#[tokio::test]
+async fn without_a_git_program_a_repository_fails_before_anything_is_installed() {
+    let mut bench = Bench::new();
+    let programs = bench.dir.path().join("programs");
+    std::fs::create_dir(&programs).unwrap();
+    let found = Command::new("sh")
+        .args(["-c", "command -v python3"])
+        .output();
+    let python = String::from_utf8(found.unwrap().stdout).unwrap();
+    std::os::unix::fs::symlink(python.trim(), programs.join("python3")).unwrap();
+    let path = programs.to_string_lossy().into_owned();
+    bench.settings.environment.insert("PATH".into(), path);
+    let kept = CacheSettings::at(bench.dir.path().join("kept"));
+    let commit = "0123456789012345678901234567890123456789";
+    for (kept, revision, place, advice) in [
+        (
+            Some(kept.clone()),
+            "main",
+            Place::Host,
+            "Install git on this machine",
+        ),
+        (
+            Some(kept),
+            commit,
+            Place::Container,
+            "extra_docker_shell_script",
+        ),
+        (None, "main", Place::Host, "Install git on this machine"),
+    ] {
+        bench.settings.venvs_cache = kept;
+        bench.settings.place = place;
+        let line = format!("x @ git+https://u:secret@h.invalid/o/x@{revision}");
+        let list = json!({"pip": format!("six==1.16.0\n{line}")});
+        let words = bench.fails(list).await.to_string();
+        let masked = line.replace("secret", "****");
+        assert!(
+            words.contains(&format!("{masked} comes from a git repository")),
+            "{words}"
+        );
+        assert!(words.contains(advice), "{words}");
+        assert!(
+            !bench.said().contains("Installing packages"),
+            "{}",
+            bench.said()
+        );
+        let _ = std::fs::remove_dir_all(bench.dir.path().join("venv"));
+    }
 }
 
 #[tokio::test]

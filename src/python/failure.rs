@@ -105,6 +105,8 @@ pub enum Cause {
     Conflict,
     /// A package had to be built here, and that failed.
     Build(String),
+    /// This comes from a git repository, and the git program is not there.
+    NoGit(String),
     /// Who answers at an address is not believed to be it.
     Certificate {
         asked: Asked,
@@ -150,6 +152,11 @@ impl std::fmt::Display for InstallFailure {
             )?,
             Cause::Conflict => f.write_str("the requirements exclude each other")?,
             Cause::Build(name) => write!(f, "{name} could not be built")?,
+            Cause::NoGit(what) => write!(
+                f,
+                "{what} comes from a git repository, and the git program, which uv and pip fetch \
+                 it with, is not on PATH"
+            )?,
             Cause::Certificate { asked, doubt } => {
                 let whose = match asked {
                     Asked::Index => "the package index",
@@ -202,6 +209,15 @@ pub fn advice(cause: &Cause, place: Place) -> Option<&'static str> {
         (Cause::Build(_), _) => {
             "Install what the build asks for above (compiler, headers), or choose a version with \
              a wheel for this Python."
+        }
+        (Cause::NoGit(_), Place::Host) => {
+            "Install git on this machine; or list a wheel, or the https address of an archive of \
+             the repository, in its place."
+        }
+        (Cause::NoGit(_), Place::Container) => {
+            "Take an image that has git, or install it in agent.extra_docker_shell_script (apt-get \
+             install -y git); or list a wheel, or the https address of an archive of the \
+             repository, in its place."
         }
         (
             Cause::Certificate {

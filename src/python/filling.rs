@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::failure::{self, Asked, Cause, Doubt, InstallFailure, advice, classify, detail, short};
 use super::flags::{fits, pip_requirement, uv_flags};
 use super::freeze;
-use super::git_access;
+use super::git_access::{self, check_program};
 use super::obtain::Job;
 use super::requirements::{Line, List, normalise};
 use super::settings::{Installer, Settings};
@@ -89,6 +89,7 @@ impl<'a> Filling<'a> {
         let requested = list.names();
         let mut list = list.clone();
         self.leave_out_what_is_there(&mut list);
+        check_program(&list, self.env.kind, self.settings)?;
         self.lend_to(&mut list).await;
         let installer = self.installer(&list).await?;
         if matches!(installer, With::Uv(_)) && self.env.kind == Kind::Own && !self.env.has_pip() {

@@ -8,9 +8,13 @@ use std::sync::LazyLock;
 use regex::Regex;
 use tokio_util::sync::CancellationToken;
 
+use super::PythonError;
+use super::failure::{Cause, InstallFailure};
 use super::obtain::Job;
 use super::requirements::{Line, List};
 use super::settings::Settings;
+use super::tool::{find_program, mask};
+use super::tools::Kind;
 use crate::console::Console;
 use crate::source::{self, Lent, Needs};
 
@@ -122,6 +126,39 @@ fn addresses_of_project(text: &str) -> Vec<String> {
     found
 }
 
+/// Fails where the list has a repository and there is no git program to fetch it with: minutes
+/// before uv or pip would, which come to it when they have resolved the rest.
+pub fn check_program(list: &List, kind: Kind, settings: &Settings) -> Result<(), PythonError> {
+    // What an interpreter's own packages have already, nobody fetches.
+    if kind != Kind::Own || settings.system_site_packages {
+        return Ok(());
+    }
+    match list.lines.iter().find_map(repository) {
+        Some(line) if find_program("git", &settings.search_path()).is_none() => {
+            Err(PythonError::Install(InstallFailure {
+                tool: "uv",
+                code: None,
+                cause: Cause::NoGit(mask(line)),
+                detail: String::new(),
+                place: settings.place,
+            }))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The line of a repository that git must fetch; whether one with a marker counts is known to uv and
+/// pip alone.
+fn repository(line: &Line) -> Option<&str> {
+    match line {
+        Line::Reference { text, original, .. } => {
+            let counts = text.contains("git+") && !text.contains(" ;");
+            counts.then_some(original)
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,6 +218,30 @@ mod tests {
             ),
         ] {
             assert_eq!(addresses_of_project(text), [found], "{text}");
+        }
+    }
+
+    #[test]
+    fn which_lines_git_must_fetch() {
+        let env = Variables::new();
+        let reading = Reading {
+            origin: "test",
+            folder: Path::new("/"),
+            root: Path::new("/"),
+            env: &env,
+            original: None,
+        };
+        for (line, fetched) in [
+            ("git+https://h/o/x.git@main#egg=x", true),
+            ("x @ git+ssh://git@h/o/x", true),
+            ("-e git+https://h/o/x", true),
+            ("git://h/o/x", true),
+            ("x @ git+https://h/o/x ; python_version < '3'", false),
+            ("x @ https://h/o/x/archive/main.zip", false),
+            ("six", false),
+        ] {
+            let list = parse(line, &reading).unwrap();
+            assert_eq!(repository(&list.lines[0]).is_some(), fetched, "{line}");
         }
     }
 }

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
+use super::cache::key::is_kept;
 use super::freeze::{self, Package};
+use super::git_access::check_program;
 use super::interpreter::Interpreter;
 use super::notebook::is_notebook;
 use super::obtain::Job;
@@ -102,7 +104,15 @@ pub async fn install(
         whole.lines.clear();
     }
     match synced {
-        false => job.make_and_fill(&list).await?,
+        false => {
+            if settings.standalone.is_none() {
+                // Before the rest of them is built, which may be kept and need no git.
+                let mut of_each_run = list.clone();
+                of_each_run.lines.retain(|line| !is_kept(line));
+                check_program(&of_each_run, env.kind, settings)?;
+            }
+            job.make_and_fill(&list).await?;
+        }
         true => job.add_to_project(&list).await?,
     }
 

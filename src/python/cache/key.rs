@@ -263,11 +263,16 @@ fn packages_of(interpreter: &Interpreter) -> Vec<String> {
 /// files of the checkout, and branches of repositories. Gives whether something was taken out.
 pub fn split(list: &mut List) -> bool {
     let before = list.lines.len();
-    list.lines.retain(|line| match line {
+    list.lines.retain(is_kept);
+    list.lines.len() != before
+}
+
+/// The same in each run.
+pub fn is_kept(line: &Line) -> bool {
+    match line {
         Line::Reference { text, local, .. } => local.is_none() && is_fixed(text),
         _ => true,
-    });
-    list.lines.len() != before
+    }
 }
 
 /// A whole commit id is the same for ever, and so is an address that is no repository's, as far as

@@ -15,6 +15,7 @@ pub fn detail(cause: &Cause, lines: &[String]) -> String {
         Cause::NoSuchPackage(_)
         | Cause::NoSuchVersion(_)
         | Cause::Refused { .. }
+        | Cause::NoGit(_)
         | Cause::DiskFull => String::new(),
         Cause::Conflict => {
             let from = lines().position(|line| line.contains("Because "));
@@ -121,6 +122,14 @@ pub fn classify(lines: &[String]) -> Cause {
     static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         vec![
             (pattern("(No space left on device)"), |_| Cause::DiskFull),
+            (
+                pattern(r"Failed to [a-z ]+ `([^`]+)`.{0,400}Git executable not found"),
+                Cause::NoGit,
+            ),
+            (
+                pattern("(Git executable not found|Cannot find command 'git')"),
+                |_| Cause::NoGit(UNNAMED.into()),
+            ),
             (
                 pattern(
                     "(SSL certificate problem: [a-z ]+|server certificate verification failed)",
@@ -314,6 +323,17 @@ mod tests {
             (
                 "write failed: No space left on device (os error 28)",
                 Cause::DiskFull,
+            ),
+            (
+                "error: Failed to download and build `six @ git+https://h/x`\n  cause: Git operation \
+                 failed\n  cause: Git executable not found. Ensure that Git is installed and available.",
+                Cause::NoGit("six @ git+https://h/x".into()),
+            ),
+            (
+                "  ERROR: Error [Errno 2] No such file or directory: 'git' while executing command git \
+                 version\nERROR: Cannot find command 'git' - do you have 'git' installed and in your \
+                 PATH?",
+                Cause::NoGit(UNNAMED.into()),
             ),
             ("something else", Cause::Other),
         ] {
