@@ -4,11 +4,15 @@
 
 #[path = "common/python.rs"]
 mod bench;
+#[path = "common/index.rs"]
+mod index;
 
 use std::process::Command;
 
 use bench::{Bench, uv_of_this_machine};
+use clearml_agent::python::index::Indexes;
 use clearml_agent::python::settings::Manager;
+use index::PackageIndex;
 use serde_json::json;
 
 const PYPROJECT: &str = "[project]\nname = \"theirs\"\nversion = \"0.1\"\nrequires-python = \">=3.8\"\n\
@@ -66,6 +70,68 @@ async fn a_uv_project_is_synced_from_its_lock() {
         bench.said().contains("uv.lock does not fit"),
         "{}",
         bench.said()
+    );
+}
+
+/// What a run on a machine with this index alone says of a lock that was made with another, and the
+/// version of the package that it gets.
+async fn with_index(index: &PackageIndex, pyproject: &str, lock: &str) -> (String, String) {
+    let mut bench = project(false).unwrap();
+    bench.settings.cache = bench.dir.path().join("clearml");
+    let env = &mut bench.settings.environment;
+    env.retain(|name, _| !name.starts_with("PIP_") && !name.starts_with("UV_"));
+    env.insert("PIP_INDEX_URL".into(), index.url());
+    env.insert("UV_HTTP_RETRIES".into(), "0".into());
+    bench.settings.indexes = Indexes::of_pip(env, None);
+    bench.file("pyproject.toml", pyproject);
+    bench.file("uv.lock", lock);
+    let done = bench.runs("", json!({})).await;
+    let kept = std::fs::read_to_string(bench.repository().join("uv.lock")).unwrap();
+    let said = bench.said();
+    assert_eq!(kept == lock, !said.contains("without --locked"), "{said}");
+    (said, done.python("import mylib; print(mylib.VERSION)"))
+}
+
+#[tokio::test]
+async fn a_lock_made_with_another_index_fits() {
+    let Some(uv) = uv_of_this_machine() else {
+        eprintln!("skipped: CLEARML_TEST_PYTHON has no uv beside it");
+        return;
+    };
+    let theirs = PackageIndex::start(&[("mylib", "1.0")], None).await;
+    let ours = PackageIndex::start(&[("mylib", "1.0"), ("mylib", "1.1")], None).await;
+    let pyproject = PYPROJECT.replace("six<1.17", "mylib");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("pyproject.toml"), &pyproject).unwrap();
+    let output = tokio::process::Command::new(uv)
+        .args(["lock", "--quiet", "--no-cache"])
+        .current_dir(folder.path())
+        .env("UV_DEFAULT_INDEX", theirs.url())
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let lock = std::fs::read_to_string(folder.path().join("uv.lock")).unwrap();
+    assert!(lock.contains(&theirs.url()), "{lock}");
+
+    let (said, version) = with_index(&ours, &pyproject, &lock).await;
+    assert_eq!(version, "1.0", "{said}");
+    assert!(!said.contains("Note:"), "{said}");
+
+    // One that is stale is so whatever the index.
+    let newer = pyproject.replace("mylib", "mylib>1.0");
+    let (said, version) = with_index(&ours, &newer, &lock).await;
+    assert_eq!(version, "1.1", "{said}");
+    assert!(said.contains("uv.lock does not fit"), "{said}");
+
+    // Nobody is at the lock's index: the configured one has the same versions.
+    let gone = lock.replace(&theirs.url(), "http://127.0.0.1:1/simple");
+    let gone = gone.replace(&theirs.files(), "http://127.0.0.1:1/files");
+    let (said, version) = with_index(&ours, &pyproject, &gone).await;
+    assert_eq!(version, "1.0", "{said}");
+    assert!(
+        said.contains("from the package index that is configured here"),
+        "{said}"
     );
 }
 

@@ -161,6 +161,19 @@ impl Indexes {
             .unwrap_or_else(|| Secret::new(PYPI))
     }
 
+    /// The indexes that uv asks where it is `told` this, without users and passwords: a lock names
+    /// them so.
+    pub fn known(&self, told: &Variables, env: &Variables) -> Vec<String> {
+        let names = ["UV_EXTRA_INDEX_URL", "UV_INDEX"];
+        let more = names
+            .iter()
+            .filter_map(|name| told.get(*name).or_else(|| env.get(*name)))
+            .flat_map(|list| list.split_whitespace().map(plain_index));
+        let main = self.main_url(env);
+        let all = std::iter::once(main.expose()).chain(more);
+        all.map(without_user).collect()
+    }
+
     /// What uv is told, as variables: an argument would be seen by every user of the machine.
     /// A `UV_…` variable that the user has set stays, and a list is added to.
     pub fn for_uv(&self, env: &Variables) -> Variables {

@@ -87,16 +87,44 @@ impl Syncing<'_> {
         };
         let has_lock = project.folder.join("uv.lock").is_file();
         let locked = has_lock && self.settings.uv.locked;
-        let mut finished = self.run_uv_sync(&uv, project, locked).await?;
+        let told = base_variables(self.settings);
+        let mut finished = self.run_uv_sync(&uv, project, locked, &told).await?;
+        if locked && needs_update(&finished) {
+            // uv takes a lock for stale too where it names an index that uv is not told of.
+            let known = self
+                .settings
+                .indexes
+                .known(&told, &self.settings.environment);
+            let text = std::fs::read_to_string(project.folder.join("uv.lock"));
+            let others = other_indexes(&text.unwrap_or_default(), &known);
+            if !others.is_empty() || told.contains_key(PRE_RELEASES) {
+                let mut fitting = told.clone();
+                fitting.remove(PRE_RELEASES);
+                let before = fitting.remove(MORE_INDEXES);
+                let before =
+                    before.or_else(|| self.settings.variable(MORE_INDEXES).map(str::to_owned));
+                let all: Vec<String> = before.into_iter().chain(others).collect();
+                if !all.is_empty() {
+                    fitting.insert(MORE_INDEXES.into(), all.join(" "));
+                }
+                finished = self.run_uv_sync(&uv, project, true, &fitting).await?;
+            }
+        }
         if !finished.succeeded()
             && locked
             && !self.settings.uv.sync_args.contains(&"--locked".into())
         {
-            self.console.say(
-                "Note: uv.lock does not fit pyproject.toml any more (see above): trying without \
-                 --locked. Run `uv lock` and commit it.",
-            );
-            finished = self.run_uv_sync(&uv, project, false).await?;
+            self.console.say(match needs_update(&finished) {
+                true => {
+                    "Note: uv.lock does not fit pyproject.toml any more (see above): trying \
+                     without --locked. Run `uv lock` and commit it."
+                }
+                false => {
+                    "Note: what uv.lock names can't be installed from where it says (see above): \
+                     trying without --locked, from the package index that is configured here."
+                }
+            });
+            finished = self.run_uv_sync(&uv, project, false, &told).await?;
         }
         Ok(outcome("uv sync", &finished))
     }
@@ -106,6 +134,7 @@ impl Syncing<'_> {
         uv: &Uv,
         project: &Project,
         locked: bool,
+        told: &Variables,
     ) -> Result<Finished, PythonError> {
         // Inexact: pip, which scripts call, is no part of a project.
         let mut args: Vec<String> = ["sync", "--inexact", "--no-progress", "--color", "never"]
@@ -118,7 +147,7 @@ impl Syncing<'_> {
             args.push("--locked".into());
         }
         args.extend(self.settings.uv.sync_args.iter().cloned());
-        let mut told = base_variables(self.settings);
+        let mut told = told.clone();
         if let Some(folder) = &self.env.folder {
             let folder = folder.to_string_lossy().into_owned();
             told.insert("UV_PROJECT_ENVIRONMENT".into(), folder);
@@ -226,6 +255,35 @@ impl Syncing<'_> {
     }
 }
 
+const MORE_INDEXES: &str = "UV_EXTRA_INDEX_URL";
+const PRE_RELEASES: &str = "UV_PRERELEASE";
+
+/// Whether uv says that the lock is stale.
+fn needs_update(finished: &Finished) -> bool {
+    let said = |line: &String| line.contains("needs to be updated");
+    !finished.succeeded() && finished.last_lines.iter().any(said)
+}
+
+/// The package indexes that a `uv.lock` names, but for those that are known.
+fn other_indexes(lock: &str, known: &[String]) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for line in lock.lines() {
+        // `source = { registry = "https://…" }`
+        let url = line
+            .strip_prefix("source = { registry = \"")
+            .and_then(|rest| rest.split_once('"'))
+            .map(|(url, _)| url);
+        if let Some(url) = url
+            && url.contains("://")
+            && !known.iter().any(|known| known == url)
+            && !found.iter().any(|found| found == url)
+        {
+            found.push(url.to_owned());
+        }
+    }
+    found
+}
+
 fn outcome(what: &str, finished: &Finished) -> Result<(), String> {
     match finished.code {
         Some(0) => Ok(()),
@@ -237,6 +295,23 @@ fn outcome(what: &str, finished: &Finished) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_indexes_of_a_lock_that_are_not_configured() {
+        let lock = "version = 1\n[[package]]\nname = \"a\"\nsource = { registry = \"https://h/simple\" }\n\
+                    [[package]]\nname = \"b\"\nsource = { registry = \"https://h/simple\" }\n\
+                    [[package]]\nname = \"c\"\nsource = { registry = \"https://g/simple/\" }\n\
+                    [[package]]\nname = \"d\"\nsource = { registry = \"../links\" }\n\
+                    [[package]]\nname = \"e\"\nsource = { virtual = \".\" }\n";
+        for (known, others) in [
+            (&[][..], &["https://h/simple", "https://g/simple/"][..]),
+            (&["https://h/simple"], &["https://g/simple/"]),
+            (&["https://h/simple", "https://g/simple/"], &[]),
+        ] {
+            let known: Vec<String> = known.iter().map(|url| (*url).to_owned()).collect();
+            assert_eq!(other_indexes(lock, &known), others, "{known:?}");
+        }
+    }
 
     #[test]
     fn which_file_makes_a_project() {
