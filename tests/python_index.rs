@@ -200,6 +200,35 @@ async fn the_best_version_of_all_indexes_is_taken() {
 }
 
 #[tokio::test]
+async fn several_options_on_a_line_quotes_and_utf_16_are_read_as_pip_reads_them() {
+    let mut bench = Bench::new();
+    let first = PackageIndex::start(&[("ours-one", "1.2"), ("ours-one", "1.3")], None).await;
+    let second = PackageIndex::start(&[("ours-two", "2.0")], None).await;
+    let text = format!(
+        "\u{feff}--index-url {} --extra-index-url=\"{}\" --find-links 'our wheels'\r\n\
+         -c \"our limits.txt\"\r\nours-one\r\nours-two\r\nours-three # \u{e4}\r\n",
+        first.url(),
+        second.url()
+    );
+    let text: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    std::fs::write(bench.repository().join("requirements.txt"), text).unwrap();
+    bench.file("our limits.txt", "ours-one<1.3\n");
+    bench.file("our wheels/kept", "");
+    let (name, bytes) = index::wheel("ours-three", "3.0");
+    std::fs::write(bench.repository().join("our wheels").join(name), bytes).unwrap();
+    for installer in [Installer::Uv, Installer::Pip] {
+        bench.settings.installer = installer;
+        let done = bench.runs("", json!({})).await;
+        assert_eq!(
+            done.recorded()["pip"],
+            json!(["ours-one==1.2", "ours-three==3.0", "ours-two==2.0"]),
+            "{installer:?}"
+        );
+        std::fs::remove_dir_all(bench.dir.path().join("venv")).unwrap();
+    }
+}
+
+#[tokio::test]
 async fn no_index_means_the_folders_alone() {
     let folder = tempfile::tempdir().unwrap();
     let (name, bytes) = index::wheel("ours-only", "2.0");

@@ -12,7 +12,7 @@ use super::notebook::is_notebook;
 use super::obtain::Job;
 use super::project;
 use super::record::{lines_to_record, recorded};
-use super::requirements::{List, Reading, files_in_repository, normalise, parse};
+use super::requirements::{List, Reading, files_in_repository, normalise, parse, parse_files};
 use super::settings::Settings;
 use super::tools::{Kind, Tools};
 use super::torch;
@@ -269,13 +269,10 @@ fn read_list(
         return Ok(List::default());
     }
     // One list of all files: where two name a package, the file nearest to the script counts.
-    let mut all = String::new();
-    let mut shown = Vec::new();
-    for file in &files {
-        let name = file.strip_prefix(root).unwrap_or(file);
-        shown.push(name.to_string_lossy().into_owned());
-        all.push_str(&format!("-r {}\n", file.display()));
-    }
+    let shown: Vec<_> = files
+        .iter()
+        .map(|file| file.strip_prefix(root).unwrap_or(file).to_string_lossy())
+        .collect();
     let because = match has_list {
         true => "agent.package_manager.force_repo_requirements_txt is set",
         false => "the task has no list",
@@ -284,5 +281,5 @@ fn read_list(
         "Packages: the repository's {}, because {because}",
         shown.join(", ")
     ));
-    parse(&all, &reading)
+    parse_files(&files, &reading)
 }

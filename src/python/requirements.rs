@@ -11,8 +11,10 @@ use super::tool::mask;
 use super::{PythonError, Variables};
 
 mod list;
+mod text;
 
 pub use list::{Line, List};
+use text::{decode, expand, logical_lines, options};
 
 /// A package's name as indexes compare it (PEP 503).
 pub fn normalise(name: &str) -> String {
@@ -53,6 +55,16 @@ pub fn parse(text: &str, reading: &Reading<'_>) -> Result<List, PythonError> {
     Ok(list)
 }
 
+/// Reads files, as one list.
+pub fn parse_files(files: &[PathBuf], reading: &Reading<'_>) -> Result<List, PythonError> {
+    let mut list = List::default();
+    for file in files {
+        include(&mut list, file, &file.to_string_lossy(), reading, 0)?;
+    }
+    keep_last(&mut list);
+    Ok(list)
+}
+
 /// `-r` within `-r` within …: beyond this it is a circle.
 const DEEPEST: usize = 10;
 
@@ -80,120 +92,107 @@ fn parse_into(
             list.lines.push(parsed);
             continue;
         }
-        let (name, value) = option(line);
-        match (name, value) {
-            ("-r" | "--requirement", Some(file)) => {
-                if depth >= DEEPEST {
-                    return Err(refused("requirement files include each other in a circle"));
-                }
-                let path = locate(file, reading)
-                    .ok_or_else(|| refused("the file is not in the repository"))?;
-                let text = std::fs::read_to_string(&path)
-                    .map_err(|e| refused(&format!("{}: {e}", path.display())))?;
-                let inner = Reading {
-                    origin: &path.to_string_lossy(),
-                    folder: path.parent().unwrap_or(reading.root),
-                    ..*reading
-                };
-                parse_into(list, &text, &inner, depth + 1)?;
-            }
-            ("-c" | "--constraint", Some(file)) if file.contains("://") => {
-                list.lines.push(Line::Setting(format!("-c {file}")));
-            }
-            ("-c" | "--constraint", Some(file)) => {
-                let path = locate(file, reading)
-                    .ok_or_else(|| refused("the file is not in the repository"))?;
-                list.lines
-                    .push(Line::Setting(format!("-c {}", path.display())));
-            }
-            ("-e" | "--editable", Some(what)) => {
-                let parsed = editable(what, &raw, reading, list)
-                    .ok_or_else(|| refused("it is no folder and no repository address"))?;
-                list.lines.push(parsed);
-            }
-            ("-i" | "--index-url" | "--pypi-url", Some(url)) => {
-                list.notes.push(format!(
-                    "the list replaces the package index by {}",
-                    mask(url)
-                ));
-                list.lines.push(Line::Setting(format!("--index-url {url}")));
-            }
-            ("--extra-index-url", Some(value)) => {
-                list.lines.push(Line::Setting(format!("{name} {value}")));
-            }
-            ("-f" | "--find-links", Some(place)) => {
-                let place = match locate(place, reading) {
-                    Some(path) if !place.contains("://") => path.to_string_lossy().into_owned(),
-                    _ => place.to_owned(),
-                };
-                list.lines
-                    .push(Line::Setting(format!("--find-links {place}")));
-            }
-            ("--trusted-host" | "--no-binary" | "--only-binary", Some(value)) => {
-                list.lines.push(Line::Setting(format!("{name} {value}")));
-            }
-            ("--pre" | "--no-index" | "--require-hashes" | "--prefer-binary", None) => {
-                list.lines.push(Line::Setting(name.to_owned()));
-            }
-            _ => return Err(refused("this option is not known in a list of packages")),
+        let options = options(line).ok_or_else(|| refused("a quote is not closed"))?;
+        for (name, value) in &options {
+            add_option(list, (name, value.as_deref()), &raw, reading, depth)?;
         }
     }
     Ok(())
 }
 
-/// Lines with comments cut and continuations joined.
-fn logical_lines(text: &str) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    let mut open = String::new();
-    for line in text.trim_start_matches('\u{feff}').lines() {
-        let comment = line.trim_start().starts_with('#');
-        let line = match () {
-            () if comment => "",
-            () => match line.find(" #").or_else(|| line.find("\t#")) {
-                Some(at) => &line[..at],
-                None => line,
-            },
-        };
-        match line.trim_end().strip_suffix('\\') {
-            Some(start) => {
-                open.push_str(start.trim());
-                open.push(' ');
-            }
-            None => {
-                open.push_str(line.trim());
-                lines.push(std::mem::take(&mut open).trim().to_owned());
-            }
-        }
-    }
-    lines.push(open.trim().to_owned());
-    lines.retain(|line| !line.is_empty());
-    lines
-}
-
-/// `${NAME}` as pip expands it: only in this form, only what is set.
-fn expand(line: &str, env: &Variables) -> String {
-    static NAME: LazyLock<Regex> = LazyLock::new(|| pattern(r"\$\{([A-Z0-9_]+)\}"));
-    NAME.replace_all(line, |found: &regex::Captures<'_>| {
-        env.get(&found[1])
-            .cloned()
-            .unwrap_or_else(|| found[0].to_owned())
-    })
-    .into_owned()
-}
-
-/// `--name value`, `--name=value`, `-rvalue`.
-fn option(line: &str) -> (&str, Option<&str>) {
-    let filled = |value: &'_ str| !value.is_empty();
-    if line.starts_with("--") {
-        let (name, value) = line.split_once(['=', ' ', '\t']).unwrap_or((line, ""));
-        return (name, Some(value.trim()).filter(|v| filled(v)));
-    }
-    let (name, value) = match line.char_indices().nth(2) {
-        Some((at, _)) => line.split_at(at),
-        None => (line, ""),
+/// One option of a line.
+fn add_option(
+    list: &mut List,
+    (name, value): (&str, Option<&str>),
+    raw: &str,
+    reading: &Reading<'_>,
+    depth: usize,
+) -> Result<(), PythonError> {
+    let refused = |cause: &str| PythonError::Requirement {
+        line: mask(raw),
+        origin: reading.origin.to_owned(),
+        cause: cause.to_owned(),
     };
-    let value = value.trim_start_matches('=').trim();
-    (name, Some(value).filter(|v| filled(v)))
+    match (name, value) {
+        ("-r" | "--requirement", Some(file)) => {
+            if depth >= DEEPEST {
+                return Err(refused("requirement files include each other in a circle"));
+            }
+            let path = locate(file, reading)
+                .ok_or_else(|| refused("the file is not in the repository"))?;
+            include(list, &path, raw, reading, depth)?;
+        }
+        ("-c" | "--constraint", Some(file)) if file.contains("://") => {
+            list.lines.push(Line::Setting(format!("-c {file}")));
+        }
+        ("-c" | "--constraint", Some(file)) => {
+            let path = locate(file, reading)
+                .ok_or_else(|| refused("the file is not in the repository"))?;
+            list.lines
+                .push(Line::Setting(format!("-c {}", path.display())));
+        }
+        ("-e" | "--editable", Some(what)) => {
+            let parsed = editable(what, raw, reading, list)
+                .ok_or_else(|| refused("it is no folder and no repository address"))?;
+            list.lines.push(parsed);
+        }
+        ("-i" | "--index-url" | "--pypi-url", Some(url)) => {
+            list.notes.push(format!(
+                "the list replaces the package index by {}",
+                mask(url)
+            ));
+            list.lines.push(Line::Setting(format!("--index-url {url}")));
+        }
+        ("--extra-index-url", Some(value)) => {
+            list.lines.push(Line::Setting(format!("{name} {value}")));
+        }
+        ("-f" | "--find-links", Some(place)) => {
+            let place = match locate(place, reading) {
+                Some(path) if !place.contains("://") => path.to_string_lossy().into_owned(),
+                _ => place.to_owned(),
+            };
+            list.lines
+                .push(Line::Setting(format!("--find-links {place}")));
+        }
+        ("--trusted-host" | "--no-binary" | "--only-binary", Some(value)) => {
+            list.lines.push(Line::Setting(format!("{name} {value}")));
+        }
+        ("--pre" | "--no-index" | "--require-hashes" | "--prefer-binary", None) => {
+            list.lines.push(Line::Setting(name.to_owned()));
+        }
+        _ if !name.starts_with('-') => {
+            return Err(refused(&format!(
+                "{} stands behind an option; write it on a line of its own",
+                mask(name)
+            )));
+        }
+        _ => return Err(refused("this option is not known in a list of packages")),
+    }
+    Ok(())
+}
+
+/// The lines of a file that the line `raw` names.
+fn include(
+    list: &mut List,
+    path: &Path,
+    raw: &str,
+    reading: &Reading<'_>,
+    depth: usize,
+) -> Result<(), PythonError> {
+    let bytes = std::fs::read(path).map_err(|e| e.to_string());
+    let text = bytes
+        .and_then(decode)
+        .map_err(|cause| PythonError::Requirement {
+            line: mask(raw),
+            origin: reading.origin.to_owned(),
+            cause: format!("{}: {cause}", path.display()),
+        })?;
+    let inner = Reading {
+        origin: &path.to_string_lossy(),
+        folder: path.parent().unwrap_or(reading.root),
+        ..*reading
+    };
+    parse_into(list, &text, &inner, depth + 1)
 }
 
 fn locate(file: &str, reading: &Reading<'_>) -> Option<PathBuf> {
@@ -364,13 +363,21 @@ fn local_reference(line: &str, raw: &str, reading: &Reading<'_>, prefix: &str) -
     let looks_local = path.starts_with('.') || path.contains('/') || is_archive;
     // After `-e` a bare word is a folder too.
     let is_meant = looks_local || !prefix.is_empty();
-    if path.is_empty() || !is_meant || path.contains(char::is_whitespace) {
+    let place: PathBuf = reading.root.join(path).components().collect();
+    let is_words = path.contains(char::is_whitespace) && !place.exists();
+    if path.is_empty() || !is_meant || is_words {
         return None;
     }
-    let path: PathBuf = reading.root.join(path).components().collect();
+    let path = place;
+    // A path with blanks is no word for pip; its address is.
+    let shown = path.to_string_lossy();
+    let shown = match shown.contains(char::is_whitespace) {
+        true => url::Url::from_file_path(&path).map_or(shown.into_owned(), String::from),
+        false => shown.into_owned(),
+    };
     Some(Line::Reference {
         name: None,
-        text: format!("{prefix}{}{extras}{marker}", path.display()),
+        text: format!("{prefix}{shown}{extras}{marker}"),
         original: raw.to_owned(),
         local: Some(path),
     })

@@ -169,7 +169,9 @@ fn lines_of(list: &List, root: &Path) -> Vec<String> {
 /// A file's text; a folder's names and lengths.
 fn contents(path: &Path) -> String {
     if path.is_file() {
-        return fs::read_to_string(path).unwrap_or_default();
+        // Whatever it is in: what counts is that it is another.
+        let bytes = fs::read(path).unwrap_or_default();
+        return String::from_utf8_lossy(&bytes).into_owned();
     }
     let Ok(entries) = fs::read_dir(path) else {
         return String::new();

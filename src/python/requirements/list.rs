@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::normalise;
+use super::{normalise, text::quoted};
 use crate::python::Variables;
 
 /// One line of the list.
@@ -106,10 +106,15 @@ impl List {
     pub fn file(&self) -> String {
         let mut text = String::new();
         for line in &self.lines {
-            text.push_str(match line {
-                Line::Package { text, .. } | Line::Reference { text, .. } => text,
-                Line::Setting(text) => text,
-            });
+            match line {
+                Line::Package { text: line, .. } | Line::Reference { text: line, .. } => {
+                    text.push_str(line);
+                }
+                Line::Setting(setting) => match setting.split_once(' ') {
+                    Some((name, value)) => text.push_str(&format!("{name} {}", quoted(value))),
+                    None => text.push_str(setting),
+                },
+            }
             text.push('\n');
         }
         text

@@ -49,7 +49,12 @@ fn lines_are_made_alike_for_uv_and_pip() {
         ("more.txt", "six\n-r sub/deep.txt\n"),
         ("sub/deep.txt", "-c limits.txt\ntabulate\n"),
         ("sub/limits.txt", "six<2"),
+        ("sub/our limits.txt", "six<2"),
+        ("our wheels/x.whl", ""),
     ]);
+    let utf16 = "\u{feff}six # \u{ed}\r\n--pre\r\n".encode_utf16();
+    let utf16: Vec<u8> = utf16.flat_map(u16::to_le_bytes).collect();
+    std::fs::write(repository.dir.path().join("utf16.txt"), utf16).unwrap();
     for (text, expected) in [
         ("", ""),
         ("# Python 3.11\n\n  \n", ""),
@@ -82,6 +87,21 @@ fn lines_are_made_alike_for_uv_and_pip() {
             "--requirement=more.txt",
             "six | -c ROOT/sub/limits.txt | tabulate",
         ),
+        (
+            "-i https://h/s --extra-index-url=https://i/s  --trusted-host 'h' --pre",
+            "--index-url https://h/s | --extra-index-url https://i/s | --trusted-host h | --pre",
+        ),
+        (
+            "-r 'more.txt' -c \"sub/our limits.txt\"",
+            "six | -c ROOT/sub/limits.txt | tabulate | -c 'ROOT/sub/our limits.txt'",
+        ),
+        (
+            "--find-links=\"our wheels\"",
+            "--find-links 'ROOT/our wheels'",
+        ),
+        ("-r utf16.txt", "six | --pre"),
+        ("-e \"our wheels\"", "-e file://ROOT/our%20wheels"),
+        ("-e 'pkg'", "-e ROOT/pkg"),
         ("-e .", "-e ROOT"),
         ("-e ./pkg", "-e ROOT/pkg"),
         ("./pkg[extra]", "ROOT/pkg[extra]"),
@@ -157,6 +177,8 @@ fn what_cannot_be_read_is_named_before_anything_is_installed() {
             "--frob https://u:****@h",
             "not known",
         ),
+        ("--pre six", "--pre six", "six stands behind an option"),
+        ("-f 'wheels", "-f 'wheels", "a quote is not closed"),
     ] {
         let error = repository.parse(text).unwrap_err();
         let words = error.to_string();
