@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 mod words;
 
-pub use words::{UNNAMED, classify, detail, host};
+pub use words::{UNNAMED, classify, detail, host, may_pass};
 
 use super::conda::words::CondaFailure;
 
@@ -76,6 +76,8 @@ pub struct InstallFailure {
     pub tool: &'static str,
     pub code: Option<i32>,
     pub cause: Cause,
+    /// The same may succeed at another time, with nothing changed here or in the list.
+    pub may_pass: bool,
     /// Of the tool's words those that name the cause, masked.
     pub detail: String,
     pub place: Place,
@@ -277,6 +279,7 @@ mod tests {
                 tool: "uv",
                 code: Some(1),
                 cause,
+                may_pass: false,
                 detail: detail.into(),
                 place,
             })

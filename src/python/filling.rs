@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use super::failure::{self, Asked, Cause, Doubt, InstallFailure, advice, classify, detail};
+use super::failure::{
+    self, Asked, Cause, Doubt, InstallFailure, advice, classify, detail, may_pass,
+};
 use super::flags::{fits, pip_requirement, uv_flags};
 use super::freeze;
 use super::git_access::GitAccess;
+use super::not_found::why_not_found;
 use super::requirements::{Line, List, normalise};
 use super::settings::{Installer, Settings};
 use super::tool::{self, Call, Finished, mask};
@@ -63,8 +66,17 @@ pub(super) struct Filling<'a> {
 pub(super) struct Filled {
     /// `uv 0.9.9` or `pip`
     pub installer: String,
-    /// Packages whose failure is tolerated are all there.
-    pub whole: bool,
+    /// Packages that could not be installed, and whose failure is tolerated.
+    pub lacking: Vec<String>,
+    /// At another time it may be had whole.
+    pub again: bool,
+}
+
+/// Why it is not known what a list leads to.
+pub(super) struct Unresolved {
+    pub why: String,
+    /// The same may succeed at another time.
+    pub may_pass: bool,
 }
 
 impl<'a> Filling<'a> {
@@ -107,12 +119,13 @@ impl<'a> Filling<'a> {
             self.prepare_pip(&requested).await?;
         }
         self.add_torch_index(&mut list).await;
-        let mut whole = true;
+        let mut filled = Filled {
+            installer: String::new(),
+            lacking: Vec::new(),
+            again: false,
+        };
         if !list.has_packages() {
-            return Ok(Filled {
-                whole: true,
-                installer: String::new(),
-            });
+            return Ok(filled);
         }
         let tolerated = list.split_off(&self.settings.optional_packages);
         if list.has_packages() {
@@ -121,23 +134,22 @@ impl<'a> Filling<'a> {
         for (name, alone) in tolerated {
             match self.install(&installer, &alone).await {
                 Err(PythonError::Install(failure)) => {
-                    whole = false;
                     self.console.say(format!(
                         "Note: {name} is not installed ({}), and the run goes on without it: it \
                          is one of the packages whose failure is tolerated.",
                         short(&failure.cause)
                     ));
+                    filled.again |= failure.may_pass;
+                    filled.lacking.push(name);
                 }
                 other => other?,
             }
         }
-        Ok(Filled {
-            whole,
-            installer: match installer {
-                With::Uv(uv) => format!("uv {}", uv.version),
-                With::Pip => "pip".into(),
-            },
-        })
+        filled.installer = match installer {
+            With::Uv(uv) => format!("uv {}", uv.version),
+            With::Pip => "pip".into(),
+        };
+        Ok(filled)
     }
 
     /// Of an interpreter with packages of its own: what is there in the listed version need not be on
@@ -188,11 +200,16 @@ impl<'a> Filling<'a> {
         }
     }
 
-    /// What the list leads to today, one package a line; nothing is installed.
-    pub(super) async fn resolve(&mut self, list: &List) -> Result<Vec<String>, String> {
-        let failed = |error: PythonError| error.to_string();
+    /// What the list leads to today, one package a line; nothing is installed. `None` where pip
+    /// installs, which can't tell.
+    pub(super) async fn resolve(&mut self, list: &List) -> Result<Option<Vec<String>>, Unresolved> {
+        let because = |why: String| Unresolved {
+            why,
+            may_pass: true,
+        };
+        let failed = |error: PythonError| because(error.to_string());
         let With::Uv(uv) = self.installer(list).await.map_err(failed)? else {
-            return Err("pip cannot resolve without installing".into());
+            return Ok(None);
         };
         let mut list = list.clone();
         self.git.take_from(&mut list);
@@ -212,14 +229,16 @@ impl<'a> Filling<'a> {
         let told = self.uv_variables(&list);
         let finished = self.call(uv.program, args, told).await.map_err(failed)?;
         if !finished.succeeded() {
-            return Err("see above".into());
+            let lines = &finished.last_lines;
+            return Err(Unresolved {
+                why: "see above".into(),
+                may_pass: may_pass(&classify(lines), lines),
+            });
         }
-        let text = std::fs::read_to_string(&out).map_err(|e| e.to_string())?;
+        let text = std::fs::read_to_string(&out).map_err(|e| because(e.to_string()))?;
         let lines = text.lines().map(str::trim);
-        Ok(lines
-            .filter(|line| !line.is_empty() && !line.starts_with(['-', '#']))
-            .map(str::to_owned)
-            .collect())
+        let named = lines.filter(|line| !line.is_empty() && !line.starts_with(['-', '#']));
+        Ok(Some(named.map(str::to_owned).collect()))
     }
 
     /// Lets uv take the package anew when it is next installed.
@@ -328,17 +347,15 @@ impl<'a> Filling<'a> {
             cause = Cause::Build(mask(only));
         }
         if let Cause::NoSuchPackage(name) = &cause
-            && let Some(index) = self.refusing_index(name).await
+            && let Some(why) = why_not_found(name, tool, self.settings).await
         {
-            cause = Cause::Refused {
-                index,
-                name: name.clone(),
-            };
+            cause = why;
         }
         Err(PythonError::Install(InstallFailure {
             tool,
             code: finished.code,
             detail: detail(&cause, &finished.last_lines),
+            may_pass: may_pass(&cause, &finished.last_lines),
             cause,
             place: self.settings.place,
         }))
@@ -469,29 +486,6 @@ impl<'a> Filling<'a> {
             }
         }
         args
-    }
-
-    /// uv and pip pass over an index that refuses the credentials as if it were empty.
-    async fn refusing_index(&self, requirement: &str) -> Option<String> {
-        let end = requirement
-            .find(['=', '<', '>', '!', '~', '[', ';', ' '])
-            .unwrap_or(requirement.len());
-        let name = normalise(&requirement[..end]);
-        let indexes = &self.settings.indexes;
-        for index in indexes.url.iter().chain(&indexes.extra_urls) {
-            let page = format!("{}/{name}/", index.expose().trim_end_matches('/'));
-            let Ok(page) = url::Url::parse(&page) else {
-                continue;
-            };
-            let Ok(client) = uv::client_for(&page, self.settings) else {
-                continue;
-            };
-            let answer = client.get(page).send().await;
-            if answer.is_ok_and(|a| matches!(a.status().as_u16(), 401 | 403)) {
-                return Some(mask(index.expose()));
-            }
-        }
-        None
     }
 
     fn uv_variables(&self, list: &List) -> Variables {

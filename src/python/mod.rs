@@ -23,6 +23,7 @@ pub mod index;
 pub mod install;
 pub mod interpreter;
 mod known;
+mod not_found;
 pub mod notebook;
 mod obtain;
 pub mod project;

@@ -49,6 +49,9 @@ pub struct Manifest {
     pub with_prefix: Vec<String>,
     /// Its modules are compiled to byte code.
     pub compiled: bool,
+    /// Packages that could not be installed, and whose failure is tolerated.
+    #[serde(default)]
+    pub lacking: Vec<String>,
 }
 
 /// Which environment a list led to.
@@ -59,6 +62,9 @@ pub struct Request {
     pub resolved: u64,
     /// The list names the version of every package: it can lead nowhere else.
     pub closed: bool,
+    /// What it lacks may be had now: the next run tries again.
+    #[serde(default)]
+    pub again: bool,
     pub parts: Parts,
 }
 
