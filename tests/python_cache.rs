@@ -611,3 +611,44 @@ async fn what_no_index_has_is_looked_for_again_as_newer_versions_are() {
     assert!(said.contains("from the cache"), "{said}");
     assert!(!said.contains("can't be found out"), "{said}");
 }
+
+/// In a process of its own, for which no disk has locks.
+#[test]
+fn a_disk_without_locks_keeps_environments_too() {
+    const NAME: &str = "a_disk_without_locks_keeps_environments_too";
+    if std::env::var_os("LD_PRELOAD").is_some() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let machine = Machine::new();
+            for expected in ["built and kept", "from the cache"] {
+                let mut bench = machine.bench();
+                // For this process alone, not for uv.
+                bench.settings.environment.remove("LD_PRELOAD");
+                let _ = bench.runs("", json!({"pip": "six==1.16.0"})).await;
+                assert!(bench.said().contains(expected), "{}", bench.said());
+            }
+        });
+        return;
+    }
+    for errno in ["ENOLCK", "EOPNOTSUPP"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, library) = (dir.path().join("flock.c"), dir.path().join("flock.so"));
+        let text = format!(
+            "#include <errno.h>\nint flock(int file, int how)\n\
+             {{ (void)file; (void)how; errno = {errno}; return -1; }}\n"
+        );
+        std::fs::write(&source, text).unwrap();
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-o"])
+            .arg(&library)
+            .arg(source);
+        assert!(cc.status().expect("a C compiler").success());
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", NAME, "--nocapture"])
+            .env("LD_PRELOAD", library)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errno}: {said}");
+    }
+}

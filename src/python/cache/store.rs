@@ -99,7 +99,11 @@ impl Entry {
     /// Nobody removes it while this is held.
     pub fn hold(&self) -> io::Result<File> {
         let lock = File::open(self.folder.join("lock"))?;
-        lock.lock_shared()?;
+        match lock.lock_shared() {
+            // It is used all the same; at worst it is removed meanwhile, which the copying notices.
+            Err(error) if !has_locks(&error) => {}
+            locked => locked?,
+        }
         // It may have gone before the lock was got.
         fs::metadata(self.folder.join("manifest.json"))?;
         Ok(lock)
@@ -276,13 +280,7 @@ impl Store {
                 }
                 Err(TryLockError::WouldBlock) => {}
                 // A folder without locks: the rename still lets no one see half an environment.
-                Err(TryLockError::Error(error))
-                    if error.kind() == io::ErrorKind::Unsupported
-                        || error.raw_os_error()
-                            == Some(rustix::io::Errno::NOLCK.raw_os_error()) =>
-                {
-                    break None;
-                }
+                Err(TryLockError::Error(error)) if !has_locks(&error) => break None,
                 Err(TryLockError::Error(error)) => return Err(error),
             }
             if let Some(built) = wanted() {
@@ -506,6 +504,13 @@ impl Store {
         }
         Ok(count)
     }
+}
+
+/// Whether the disk has locks at all, of one that could not be had there: NFS without `lockd` and
+/// some FUSE have none.
+fn has_locks(error: &io::Error) -> bool {
+    error.kind() != io::ErrorKind::Unsupported
+        && error.raw_os_error() != Some(rustix::io::Errno::NOLCK.raw_os_error())
 }
 
 /// A pipe in its place would never be opened.
