@@ -185,6 +185,17 @@ impl std::fmt::Display for InstallFailure {
     }
 }
 
+/// The cause in a few words.
+pub fn short(cause: &Cause) -> String {
+    match cause {
+        Cause::NoSuchPackage(name) => format!("no index has {name}"),
+        Cause::Refused { index, .. } => format!("{index} refuses the credentials"),
+        Cause::NoSuchVersion(what) => format!("no version fits {what}"),
+        Cause::Build(_) => "it could not be built".into(),
+        _ => "see above".into(),
+    }
+}
+
 /// What to do about it.
 pub fn advice(cause: &Cause, place: Place) -> Option<&'static str> {
     Some(match (cause, place) {

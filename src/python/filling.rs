@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
+use super::connection::{SYSTEM_CERTIFICATES, machine_trusts};
 use super::failure::{
-    self, Asked, Cause, Doubt, InstallFailure, advice, classify, detail, may_pass,
+    Asked, Cause, Doubt, InstallFailure, UNNAMED, advice, classify, detail, may_pass, short,
 };
 use super::flags::{fits, pip_requirement, uv_flags};
 use super::freeze;
 use super::git_access::GitAccess;
+use super::inherited;
 use super::not_found::why_not_found;
-use super::requirements::{Line, List, normalise};
+use super::requirements::{Line, List};
 use super::settings::{Installer, Settings};
 use super::tool::{self, Call, Finished, mask};
 use super::tools::{Kind, Tools};
@@ -22,25 +24,12 @@ use super::uv::{self, Uv};
 use super::{Environment, PythonError, Variables};
 use crate::console::Console;
 
-fn short(cause: &Cause) -> String {
-    match cause {
-        Cause::NoSuchPackage(name) => format!("no index has {name}"),
-        Cause::Refused { index, .. } => format!("{index} refuses the credentials"),
-        Cause::NoSuchVersion(what) => format!("no version fits {what}"),
-        Cause::Build(_) => "it could not be built".into(),
-        _ => "see above".into(),
-    }
-}
-
 fn io_failed(cause: std::io::Error) -> PythonError {
     PythonError::Io {
         what: "the list of packages can't be written to the temporary folder".into(),
         cause: cause.to_string(),
     }
 }
-
-/// What lets uv trust what the machine trusts: of today's uv, and of older ones.
-const SYSTEM_CERTIFICATES: [&str; 2] = ["UV_SYSTEM_CERTS", "UV_NATIVE_TLS"];
 
 /// What a run installs with.
 pub(super) enum With {
@@ -60,6 +49,8 @@ pub(super) struct Filling<'a> {
     folder: tempfile::TempDir,
     git: GitAccess,
     files: usize,
+    /// Pins of the list that what is there satisfies.
+    held: Vec<(String, String)>,
 }
 
 /// What came of filling an environment.
@@ -101,6 +92,7 @@ impl<'a> Filling<'a> {
             folder: tempfile::tempdir().map_err(io_failed)?,
             git: GitAccess::of(&settings.git),
             files: 0,
+            held: Vec::new(),
         }))
     }
 
@@ -108,7 +100,7 @@ impl<'a> Filling<'a> {
     pub(super) async fn fill(&mut self, list: &List) -> Result<Filled, PythonError> {
         let requested = list.names();
         let mut list = list.clone();
-        self.leave_out_what_is_there(&mut list);
+        self.leave_out_what_is_there(&mut list)?;
         self.git.take_from(&mut list);
         let installer = self.installer(&list).await?;
         if matches!(installer, With::Uv(_)) && self.env.kind == Kind::Own && !self.env.has_pip() {
@@ -154,38 +146,26 @@ impl<'a> Filling<'a> {
 
     /// Of an interpreter with packages of its own: what is there in the listed version need not be on
     /// any index.
-    fn leave_out_what_is_there(&self, list: &mut List) {
+    fn leave_out_what_is_there(&mut self, list: &mut List) -> Result<(), PythonError> {
         let shared = self.env.kind == Kind::Shared;
         if !shared && !self.settings.system_site_packages {
-            return;
+            return Ok(());
         }
         let mut folders = self.env.site_packages.clone();
         if let Some(interpreter) = &self.env.interpreter {
             folders.extend(interpreter.site_packages.iter().cloned());
         }
-        let there = freeze::installed(&folders);
-        let mut left_out = Vec::new();
-        list.lines.retain(|line| {
-            let Line::Package {
-                name,
-                pin: Some(pin),
-                ..
-            } = line
-            else {
-                return true;
-            };
-            let same = there
-                .iter()
-                .any(|package| normalise(&package.name) == *name && package.version == *pin);
-            if same {
-                left_out.push(name.clone());
-            }
-            !same
-        });
-        if !left_out.is_empty() {
-            self.console
-                .say(format!("Already there: {}", left_out.join(", ")));
+        self.held = inherited::take_out(list, &freeze::installed(&folders));
+        if self.held.is_empty() {
+            return Ok(());
         }
+        let names: Vec<&str> = self.held.iter().map(|(name, _)| &**name).collect();
+        self.console
+            .say(format!("Already there: {}", names.join(", ")));
+        let file = self.write(&inherited::constraints(&self.held))?;
+        let setting = format!("-c {}", file.display());
+        list.lines.insert(0, Line::Setting(setting));
+        Ok(())
     }
 
     async fn add_torch_index(&self, list: &mut List) {
@@ -200,8 +180,8 @@ impl<'a> Filling<'a> {
         }
     }
 
-    /// What the list leads to today, one package a line; nothing is installed. `None` where pip
-    /// installs, which can't tell.
+    /// What the list leads to today, one package a line; nothing is installed. `None` where that
+    /// can't be told without installing.
     pub(super) async fn resolve(&mut self, list: &List) -> Result<Option<Vec<String>>, Unresolved> {
         let because = |why: String| Unresolved {
             why,
@@ -212,6 +192,7 @@ impl<'a> Filling<'a> {
             return Ok(None);
         };
         let mut list = list.clone();
+        self.leave_out_what_is_there(&mut list).map_err(failed)?;
         self.git.take_from(&mut list);
         self.add_torch_index(&mut list).await;
         let file = self.write(&list.file()).map_err(failed)?;
@@ -230,9 +211,14 @@ impl<'a> Filling<'a> {
         let finished = self.call(uv.program, args, told).await.map_err(failed)?;
         if !finished.succeeded() {
             let lines = &finished.last_lines;
+            let may_pass = may_pass(&classify(lines), lines);
+            if !may_pass && !self.held.is_empty() {
+                // Installing has further ways.
+                return Ok(None);
+            }
             return Err(Unresolved {
                 why: "see above".into(),
-                may_pass: may_pass(&classify(lines), lines),
+                may_pass,
             });
         }
         let text = std::fs::read_to_string(&out).map_err(|e| because(e.to_string()))?;
@@ -341,7 +327,7 @@ impl<'a> Filling<'a> {
             return Ok(());
         }
         let mut cause = classify(&finished.last_lines);
-        if cause == Cause::Build(failure::UNNAMED.into())
+        if cause == Cause::Build(UNNAMED.into())
             && let Some(only) = list.only_reference()
         {
             cause = Cause::Build(mask(only));
@@ -376,7 +362,7 @@ impl<'a> Filling<'a> {
         };
         if classify(&finished.last_lines) == unknown
             && !finished.succeeded()
-            && self.machine_trusts(&finished.last_lines).await
+            && machine_trusts(&finished.last_lines, self.settings).await
         {
             self.console.say(
                 "Note: trying again with the certificates that this machine trusts, as pip does.",
@@ -384,6 +370,21 @@ impl<'a> Filling<'a> {
             for name in SYSTEM_CERTIFICATES {
                 told.insert(name.into(), "true".into());
             }
+            finished = self.uv(uv, file, told.clone()).await?;
+        }
+        let mut overrides = String::new();
+        let nothing_fits = matches!(
+            classify(&finished.last_lines),
+            Cause::NoSuchPackage(_) | Cause::NoSuchVersion(_) | Cause::Conflict
+        );
+        if !finished.succeeded() && nothing_fits && !self.held.is_empty() {
+            self.console.say(
+                "Note: trying again with what is there already as it is, whatever the other \
+                 packages ask for.",
+            );
+            overrides = inherited::passed_over(&self.held);
+            let named = self.write(&overrides)?;
+            told.insert("UV_OVERRIDE".into(), named.to_string_lossy().into_owned());
             finished = self.uv(uv, file, told.clone()).await?;
         }
         let conflict = |finished: &Finished| {
@@ -396,7 +397,7 @@ impl<'a> Filling<'a> {
                     "Note: the versions in the list exclude each other (see above). Installing \
                      the exact ones as they are listed, as pip's old resolver does.",
                 );
-                let pins = self.write(&pins)?;
+                let pins = self.write(&format!("{overrides}{pins}"))?;
                 told.insert("UV_OVERRIDE".into(), pins.to_string_lossy().into_owned());
                 finished = self.uv(uv, file, told.clone()).await?;
             }
@@ -436,25 +437,6 @@ impl<'a> Filling<'a> {
         }
         args.extend(["-r".into(), file.to_string_lossy().into_owned()]);
         self.call(uv.program.clone(), args, told.clone()).await
-    }
-
-    /// Whether the address that uv does not trust is one that this machine trusts. uv brings
-    /// certificates of its own, which count where nobody has said whose do.
-    async fn machine_trusts(&self, lines: &[String]) -> bool {
-        let settings = self.settings;
-        let connection = &settings.indexes.connection;
-        let named = connection.named_authorities(&settings.environment);
-        let said = |name: &&str| settings.variable(name).is_some();
-        if named.is_some() || SYSTEM_CERTIFICATES.iter().any(said) {
-            return false;
-        }
-        let Some(url) = failure::host(lines) else {
-            return false;
-        };
-        match uv::client_for(&url, settings) {
-            Ok(client) => client.head(url).send().await.is_ok(),
-            Err(_) => false,
-        }
     }
 
     async fn uv(&self, uv: &Uv, file: &Path, told: Variables) -> Result<Finished, PythonError> {

@@ -20,6 +20,7 @@ pub mod flags;
 pub mod freeze;
 pub mod git_access;
 pub mod index;
+mod inherited;
 pub mod install;
 pub mod interpreter;
 mod known;
