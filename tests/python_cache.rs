@@ -5,6 +5,8 @@
 
 #[path = "common/python.rs"]
 mod bench;
+#[path = "common/index.rs"]
+mod index;
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -15,6 +17,9 @@ use std::time::{Duration, SystemTime};
 use bench::{Bench, Done};
 use clearml_agent::python::cache::settings::{CacheSettings, LinkMode};
 use clearml_agent::python::cache::store::{Entry, Store};
+use clearml_agent::python::settings::Installer;
+use clearml_agent::secret::Secret;
+use index::PackageIndex;
 use serde_json::json;
 
 /// A machine with a cache, on which several runs come and go.
@@ -524,5 +529,126 @@ async fn what_was_half_removed_by_hand_is_built_anew() {
             done.python("import tabulate; print(tabulate.__version__)"),
             "0.9.0"
         );
+    }
+}
+
+/// A run with this index alone, which is asked once for each thing.
+fn with_index(machine: &Machine, index: &PackageIndex, installer: Installer) -> Bench {
+    let mut bench = machine.bench();
+    bench.settings.installer = installer;
+    bench.settings.pip_version.clear();
+    bench.settings.indexes.url = Some(Secret::new(index.url()));
+    for name in ["UV_HTTP_RETRIES", "PIP_RETRIES"] {
+        let env = &mut bench.settings.environment;
+        env.insert(name.into(), "0".into());
+    }
+    bench
+}
+
+#[tokio::test]
+async fn what_is_lacking_for_a_passing_reason_is_tried_again() {
+    let packages = [("needed", "1"), ("extra-a", "1"), ("extra-b", "1")];
+    for (installer, failing) in [
+        (Installer::Uv, ["extra-a", "extra-b"]),
+        (
+            Installer::Uv,
+            ["extra_a-1-py3-none-any.whl", "extra_b-1-py3-none-any.whl"],
+        ),
+        (Installer::Pip, ["extra-a", "extra-b"]),
+    ] {
+        let machine = Machine::new();
+        let index = PackageIndex::start(&packages, None).await;
+        let run = async || {
+            let mut bench = with_index(&machine, &index, installer);
+            bench.settings.optional_packages = vec!["extra_a".into(), "extra-b".into()];
+            let list = "needed==1\nextra-a==1\nextra-b==1";
+            let done = bench.runs("", json!({ "pip": list })).await;
+            (done.recorded()["pip"].clone(), bench.said())
+        };
+        for (failing, installed) in [
+            (&failing[..], json!(["needed==1"])),
+            (&failing, json!(["needed==1"])),
+            (&failing[1..], json!(["extra-a==1", "needed==1"])),
+            (&[], json!(["extra-a==1", "extra-b==1", "needed==1"])),
+        ] {
+            index.fail(failing);
+            let (recorded, said) = run().await;
+            assert_eq!(recorded, installed, "{installer:?} {failing:?} {said}");
+            if !failing.is_empty() {
+                assert!(said.contains("not in it is "), "{said}");
+            }
+        }
+        // Whole, it is asked for nothing more.
+        let before = index.asked().len();
+        let (_, said) = run().await;
+        assert!(said.contains("from the cache"), "{said}");
+        assert_eq!(index.asked().len(), before, "{said}");
+    }
+}
+
+#[tokio::test]
+async fn what_no_index_has_is_looked_for_again_as_newer_versions_are() {
+    let mut machine = Machine::new();
+    let index = PackageIndex::start(&[("needed", "1")], None).await;
+    let run = async |machine: &Machine| {
+        let mut bench = with_index(machine, &index, Installer::Uv);
+        bench.settings.optional_packages = vec!["nowhere".into()];
+        let _ = bench
+            .runs("", json!({"pip": "needed==1\nnowhere==1"}))
+            .await;
+        bench.said()
+    };
+    let said = run(&machine).await;
+    assert!(said.contains("no index has nowhere"), "{said}");
+    assert!(!said.contains("Installing with pip"), "{said}");
+    let before = index.asked().len();
+    let said = run(&machine).await;
+    assert!(said.contains("not in it is nowhere"), "{said}");
+    assert_eq!(index.asked().len(), before, "{said}");
+    machine.change = |settings| settings.resolve_after = Some(Duration::ZERO);
+    let said = run(&machine).await;
+    assert!(index.asked().len() > before, "{said}");
+    assert!(said.contains("from the cache"), "{said}");
+    assert!(!said.contains("can't be found out"), "{said}");
+}
+
+/// In a process of its own, for which no disk has locks.
+#[test]
+fn a_disk_without_locks_keeps_environments_too() {
+    const NAME: &str = "a_disk_without_locks_keeps_environments_too";
+    if std::env::var_os("LD_PRELOAD").is_some() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let machine = Machine::new();
+            for expected in ["built and kept", "from the cache"] {
+                let mut bench = machine.bench();
+                // For this process alone, not for uv.
+                bench.settings.environment.remove("LD_PRELOAD");
+                let _ = bench.runs("", json!({"pip": "six==1.16.0"})).await;
+                assert!(bench.said().contains(expected), "{}", bench.said());
+            }
+        });
+        return;
+    }
+    for errno in ["ENOLCK", "EOPNOTSUPP"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, library) = (dir.path().join("flock.c"), dir.path().join("flock.so"));
+        let text = format!(
+            "#include <errno.h>\nint flock(int file, int how)\n\
+             {{ (void)file; (void)how; errno = {errno}; return -1; }}\n"
+        );
+        std::fs::write(&source, text).unwrap();
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-o"])
+            .arg(&library)
+            .arg(source);
+        assert!(cc.status().expect("a C compiler").success());
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", NAME, "--nocapture"])
+            .env("LD_PRELOAD", library)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errno}: {said}");
     }
 }

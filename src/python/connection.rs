@@ -9,6 +9,9 @@ use reqwest::{Identity, NoProxy, Proxy};
 use url::Url;
 
 use super::Variables;
+use super::failure::host;
+use super::settings::Settings;
+use super::uv::client_for;
 use crate::api::tls::{Trust, client_builder};
 use crate::secret::Secret;
 
@@ -214,6 +217,27 @@ fn is_trusted<'a>(
             Some((name, number)) => name == host && number.parse().ok() == port,
             None => entry == host,
         })
+}
+
+/// What lets uv trust what the machine trusts: of today's uv, and of older ones.
+pub(super) const SYSTEM_CERTIFICATES: [&str; 2] = ["UV_SYSTEM_CERTS", "UV_NATIVE_TLS"];
+
+/// Whether the address that uv does not trust is one that this machine trusts. uv brings
+/// certificates of its own, which count where nobody has said whose do.
+pub(super) async fn machine_trusts(lines: &[String], settings: &Settings) -> bool {
+    let connection = &settings.indexes.connection;
+    let named = connection.named_authorities(&settings.environment);
+    let said = |name: &&str| settings.variable(name).is_some();
+    if named.is_some() || SYSTEM_CERTIFICATES.iter().any(said) {
+        return false;
+    }
+    let Some(url) = host(lines) else {
+        return false;
+    };
+    match client_for(&url, settings) {
+        Ok(client) => client.head(url).send().await.is_ok(),
+        Err(_) => false,
+    }
 }
 
 #[cfg(test)]

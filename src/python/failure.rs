@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 mod words;
 
-pub use words::{UNNAMED, classify, detail, host};
+pub use words::{UNNAMED, classify, detail, host, may_pass};
 
 use super::conda::words::CondaFailure;
 
@@ -76,6 +76,8 @@ pub struct InstallFailure {
     pub tool: &'static str,
     pub code: Option<i32>,
     pub cause: Cause,
+    /// The same may succeed at another time, with nothing changed here or in the list.
+    pub may_pass: bool,
     /// Of the tool's words those that name the cause, masked.
     pub detail: String,
     pub place: Place,
@@ -190,6 +192,17 @@ impl std::fmt::Display for InstallFailure {
     }
 }
 
+/// The cause in a few words.
+pub fn short(cause: &Cause) -> String {
+    match cause {
+        Cause::NoSuchPackage(name) => format!("no index has {name}"),
+        Cause::Refused { index, .. } => format!("{index} refuses the credentials"),
+        Cause::NoSuchVersion(what) => format!("no version fits {what}"),
+        Cause::Build(_) => "it could not be built".into(),
+        _ => "see above".into(),
+    }
+}
+
 /// What to do about it.
 pub fn advice(cause: &Cause, place: Place) -> Option<&'static str> {
     Some(match (cause, place) {
@@ -282,17 +295,6 @@ pub fn advice(cause: &Cause, place: Place) -> Option<&'static str> {
     })
 }
 
-/// The cause in a few words, for a note.
-pub(super) fn short(cause: &Cause) -> String {
-    match cause {
-        Cause::NoSuchPackage(name) => format!("no index has {name}"),
-        Cause::Refused { index, .. } => format!("{index} refuses the credentials"),
-        Cause::NoSuchVersion(what) => format!("no version fits {what}"),
-        Cause::Build(_) => "it could not be built".into(),
-        _ => "see above".into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,6 +306,7 @@ mod tests {
                 tool: "uv",
                 code: Some(1),
                 cause,
+                may_pass: false,
                 detail: detail.into(),
                 place,
             })

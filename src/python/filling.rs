@@ -6,12 +6,17 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use super::failure::{self, Asked, Cause, Doubt, InstallFailure, advice, classify, detail, short};
+use super::connection::{SYSTEM_CERTIFICATES, machine_trusts};
+use super::failure::{
+    Asked, Cause, Doubt, InstallFailure, UNNAMED, advice, classify, detail, may_pass, short,
+};
 use super::flags::{fits, pip_requirement, uv_flags};
 use super::freeze;
 use super::git_access::{self, check_program};
+use super::inherited;
+use super::not_found::why_not_found;
 use super::obtain::Job;
-use super::requirements::{Line, List, normalise};
+use super::requirements::{Line, List};
 use super::settings::{Installer, Settings};
 use super::tool::{self, Call, Finished, mask};
 use super::tools::{Kind, Tools};
@@ -27,9 +32,6 @@ fn io_failed(cause: std::io::Error) -> PythonError {
         cause: cause.to_string(),
     }
 }
-
-/// What lets uv trust what the machine trusts: of today's uv, and of older ones.
-const SYSTEM_CERTIFICATES: [&str; 2] = ["UV_SYSTEM_CERTS", "UV_NATIVE_TLS"];
 
 /// What a run installs with.
 pub(super) enum With {
@@ -50,14 +52,25 @@ pub(super) struct Filling<'a> {
     repository: &'a str,
     git: Lent,
     files: usize,
+    /// Pins of the list that what is there satisfies.
+    held: Vec<(String, String)>,
 }
 
 /// What came of filling an environment.
 pub(super) struct Filled {
     /// `uv 0.9.9` or `pip`
     pub installer: String,
-    /// Packages whose failure is tolerated are all there.
-    pub whole: bool,
+    /// Packages that could not be installed, and whose failure is tolerated.
+    pub lacking: Vec<String>,
+    /// At another time it may be had whole.
+    pub again: bool,
+}
+
+/// Why it is not known what a list leads to.
+pub(super) struct Unresolved {
+    pub why: String,
+    /// The same may succeed at another time.
+    pub may_pass: bool,
 }
 
 impl<'a> Filling<'a> {
@@ -81,6 +94,7 @@ impl<'a> Filling<'a> {
             repository: job.repository,
             git: Lent::default(),
             files: 0,
+            held: Vec::new(),
         }))
     }
 
@@ -88,7 +102,7 @@ impl<'a> Filling<'a> {
     pub(super) async fn fill(&mut self, list: &List) -> Result<Filled, PythonError> {
         let requested = list.names();
         let mut list = list.clone();
-        self.leave_out_what_is_there(&mut list);
+        self.leave_out_what_is_there(&mut list)?;
         check_program(&list, self.env.kind, self.settings)?;
         self.lend_to(&mut list).await;
         let installer = self.installer(&list).await?;
@@ -100,12 +114,13 @@ impl<'a> Filling<'a> {
             self.prepare_pip(&requested).await?;
         }
         self.add_torch_index(&mut list).await;
-        let mut whole = true;
+        let mut filled = Filled {
+            installer: String::new(),
+            lacking: Vec::new(),
+            again: false,
+        };
         if !list.has_packages() {
-            return Ok(Filled {
-                whole: true,
-                installer: String::new(),
-            });
+            return Ok(filled);
         }
         let tolerated = list.split_off(&self.settings.optional_packages);
         if list.has_packages() {
@@ -114,23 +129,22 @@ impl<'a> Filling<'a> {
         for (name, alone) in tolerated {
             match self.install(&installer, &alone).await {
                 Err(PythonError::Install(failure)) => {
-                    whole = false;
                     self.console.say(format!(
                         "Note: {name} is not installed ({}), and the run goes on without it: it \
                          is one of the packages whose failure is tolerated.",
                         short(&failure.cause)
                     ));
+                    filled.again |= failure.may_pass;
+                    filled.lacking.push(name);
                 }
                 other => other?,
             }
         }
-        Ok(Filled {
-            whole,
-            installer: match installer {
-                With::Uv(uv) => format!("uv {}", uv.version),
-                With::Pip => "pip".into(),
-            },
-        })
+        filled.installer = match installer {
+            With::Uv(uv) => format!("uv {}", uv.version),
+            With::Pip => "pip".into(),
+        };
+        Ok(filled)
     }
 
     /// The ways and logins for the list's repositories, which leave their addresses.
@@ -141,38 +155,26 @@ impl<'a> Filling<'a> {
 
     /// Of an interpreter with packages of its own: what is there in the listed version need not be on
     /// any index.
-    fn leave_out_what_is_there(&self, list: &mut List) {
+    fn leave_out_what_is_there(&mut self, list: &mut List) -> Result<(), PythonError> {
         let shared = self.env.kind == Kind::Shared;
         if !shared && !self.settings.system_site_packages {
-            return;
+            return Ok(());
         }
         let mut folders = self.env.site_packages.clone();
         if let Some(interpreter) = &self.env.interpreter {
             folders.extend(interpreter.site_packages.iter().cloned());
         }
-        let there = freeze::installed(&folders);
-        let mut left_out = Vec::new();
-        list.lines.retain(|line| {
-            let Line::Package {
-                name,
-                pin: Some(pin),
-                ..
-            } = line
-            else {
-                return true;
-            };
-            let same = there
-                .iter()
-                .any(|package| normalise(&package.name) == *name && package.version == *pin);
-            if same {
-                left_out.push(name.clone());
-            }
-            !same
-        });
-        if !left_out.is_empty() {
-            self.console
-                .say(format!("Already there: {}", left_out.join(", ")));
+        self.held = inherited::take_out(list, &freeze::installed(&folders));
+        if self.held.is_empty() {
+            return Ok(());
         }
+        let names: Vec<&str> = self.held.iter().map(|(name, _)| &**name).collect();
+        self.console
+            .say(format!("Already there: {}", names.join(", ")));
+        let file = self.write(&inherited::constraints(&self.held))?;
+        let setting = format!("-c {}", file.display());
+        list.lines.insert(0, Line::Setting(setting));
+        Ok(())
     }
 
     async fn add_torch_index(&self, list: &mut List) {
@@ -187,13 +189,19 @@ impl<'a> Filling<'a> {
         }
     }
 
-    /// What the list leads to today, one package a line; nothing is installed.
-    pub(super) async fn resolve(&mut self, list: &List) -> Result<Vec<String>, String> {
-        let failed = |error: PythonError| error.to_string();
+    /// What the list leads to today, one package a line; nothing is installed. `None` where that
+    /// can't be told without installing.
+    pub(super) async fn resolve(&mut self, list: &List) -> Result<Option<Vec<String>>, Unresolved> {
+        let because = |why: String| Unresolved {
+            why,
+            may_pass: true,
+        };
+        let failed = |error: PythonError| because(error.to_string());
         let With::Uv(uv) = self.installer(list).await.map_err(failed)? else {
-            return Err("pip cannot resolve without installing".into());
+            return Ok(None);
         };
         let mut list = list.clone();
+        self.leave_out_what_is_there(&mut list).map_err(failed)?;
         self.lend_to(&mut list).await;
         self.add_torch_index(&mut list).await;
         let file = self.write(&list.file()).map_err(failed)?;
@@ -211,14 +219,21 @@ impl<'a> Filling<'a> {
         let told = self.uv_variables(&list);
         let finished = self.call(uv.program, args, told).await.map_err(failed)?;
         if !finished.succeeded() {
-            return Err("see above".into());
+            let lines = &finished.last_lines;
+            let may_pass = may_pass(&classify(lines), lines);
+            if !may_pass && !self.held.is_empty() {
+                // Installing has further ways.
+                return Ok(None);
+            }
+            return Err(Unresolved {
+                why: "see above".into(),
+                may_pass,
+            });
         }
-        let text = std::fs::read_to_string(&out).map_err(|e| e.to_string())?;
+        let text = std::fs::read_to_string(&out).map_err(|e| because(e.to_string()))?;
         let lines = text.lines().map(str::trim);
-        Ok(lines
-            .filter(|line| !line.is_empty() && !line.starts_with(['-', '#']))
-            .map(str::to_owned)
-            .collect())
+        let named = lines.filter(|line| !line.is_empty() && !line.starts_with(['-', '#']));
+        Ok(Some(named.map(str::to_owned).collect()))
     }
 
     /// Lets uv take the package anew when it is next installed.
@@ -321,23 +336,21 @@ impl<'a> Filling<'a> {
             return Ok(());
         }
         let mut cause = classify(&finished.last_lines);
-        if cause == Cause::Build(failure::UNNAMED.into())
+        if cause == Cause::Build(UNNAMED.into())
             && let Some(only) = list.only_reference()
         {
             cause = Cause::Build(mask(only));
         }
         if let Cause::NoSuchPackage(name) = &cause
-            && let Some(index) = self.refusing_index(name).await
+            && let Some(why) = why_not_found(name, tool, self.settings).await
         {
-            cause = Cause::Refused {
-                index,
-                name: name.clone(),
-            };
+            cause = why;
         }
         Err(PythonError::Install(InstallFailure {
             tool,
             code: finished.code,
             detail: detail(&cause, &finished.last_lines),
+            may_pass: may_pass(&cause, &finished.last_lines),
             cause,
             place: self.settings.place,
         }))
@@ -358,7 +371,7 @@ impl<'a> Filling<'a> {
         };
         if classify(&finished.last_lines) == unknown
             && !finished.succeeded()
-            && self.machine_trusts(&finished.last_lines).await
+            && machine_trusts(&finished.last_lines, self.settings).await
         {
             self.console.say(
                 "Note: trying again with the certificates that this machine trusts, as pip does.",
@@ -366,6 +379,21 @@ impl<'a> Filling<'a> {
             for name in SYSTEM_CERTIFICATES {
                 told.insert(name.into(), "true".into());
             }
+            finished = self.uv(uv, file, told.clone()).await?;
+        }
+        let mut overrides = String::new();
+        let nothing_fits = matches!(
+            classify(&finished.last_lines),
+            Cause::NoSuchPackage(_) | Cause::NoSuchVersion(_) | Cause::Conflict
+        );
+        if !finished.succeeded() && nothing_fits && !self.held.is_empty() {
+            self.console.say(
+                "Note: trying again with what is there already as it is, whatever the other \
+                 packages ask for.",
+            );
+            overrides = inherited::passed_over(&self.held);
+            let named = self.write(&overrides)?;
+            told.insert("UV_OVERRIDE".into(), named.to_string_lossy().into_owned());
             finished = self.uv(uv, file, told.clone()).await?;
         }
         let conflict = |finished: &Finished| {
@@ -378,7 +406,7 @@ impl<'a> Filling<'a> {
                     "Note: the versions in the list exclude each other (see above). Installing \
                      the exact ones as they are listed, as pip's old resolver does.",
                 );
-                let pins = self.write(&pins)?;
+                let pins = self.write(&format!("{overrides}{pins}"))?;
                 told.insert("UV_OVERRIDE".into(), pins.to_string_lossy().into_owned());
                 finished = self.uv(uv, file, told.clone()).await?;
             }
@@ -420,25 +448,6 @@ impl<'a> Filling<'a> {
         self.call(uv.program.clone(), args, told.clone()).await
     }
 
-    /// Whether the address that uv does not trust is one that this machine trusts. uv brings
-    /// certificates of its own, which count where nobody has said whose do.
-    async fn machine_trusts(&self, lines: &[String]) -> bool {
-        let settings = self.settings;
-        let connection = &settings.indexes.connection;
-        let named = connection.named_authorities(&settings.environment);
-        let said = |name: &&str| settings.variable(name).is_some();
-        if named.is_some() || SYSTEM_CERTIFICATES.iter().any(said) {
-            return false;
-        }
-        let Some(url) = failure::host(lines) else {
-            return false;
-        };
-        match uv::client_for(&url, settings) {
-            Ok(client) => client.head(url).send().await.is_ok(),
-            Err(_) => false,
-        }
-    }
-
     async fn uv(&self, uv: &Uv, file: &Path, told: Variables) -> Result<Finished, PythonError> {
         let mut args = self.uv_install_arguments();
         args.extend(["-r".into(), file.to_string_lossy().into_owned()]);
@@ -468,29 +477,6 @@ impl<'a> Filling<'a> {
             }
         }
         args
-    }
-
-    /// uv and pip pass over an index that refuses the credentials as if it were empty.
-    async fn refusing_index(&self, requirement: &str) -> Option<String> {
-        let end = requirement
-            .find(['=', '<', '>', '!', '~', '[', ';', ' '])
-            .unwrap_or(requirement.len());
-        let name = normalise(&requirement[..end]);
-        let indexes = &self.settings.indexes;
-        for index in indexes.url.iter().chain(&indexes.extra_urls) {
-            let page = format!("{}/{name}/", index.expose().trim_end_matches('/'));
-            let Ok(page) = url::Url::parse(&page) else {
-                continue;
-            };
-            let Ok(client) = uv::client_for(&page, self.settings) else {
-                continue;
-            };
-            let answer = client.get(page).send().await;
-            if answer.is_ok_and(|a| matches!(a.status().as_u16(), 401 | 403)) {
-                return Some(mask(index.expose()));
-            }
-        }
-        None
     }
 
     fn uv_variables(&self, list: &List) -> Variables {

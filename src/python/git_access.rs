@@ -139,6 +139,7 @@ pub fn check_program(list: &List, kind: Kind, settings: &Settings) -> Result<(),
                 tool: "uv",
                 code: None,
                 cause: Cause::NoGit(mask(line)),
+                may_pass: false,
                 detail: String::new(),
                 place: settings.place,
             }))

@@ -211,7 +211,11 @@ impl Job<'_> {
                     return Ok(false);
                 }
                 Found::Kept(kept) => {
-                    if kept.aged && !self.is_current(store, &kept, &parts, base).await? {
+                    // Who waited for a build takes what came of it.
+                    if kept.aged
+                        && !kept.meanwhile
+                        && !self.is_current(store, &kept, &parts, base).await?
+                    {
                         take_aged = false;
                         continue;
                     }
@@ -222,13 +226,22 @@ impl Job<'_> {
                     (kept, how)
                 }
                 Found::Build { ticket, why } => {
-                    match self.build(store, ticket, &parts, base).await? {
-                        Ok(kept) => (Box::new(kept), format!("built and kept, because {why}")),
-                        Err(why) => {
+                    match self.build(store, ticket, &parts, base).await {
+                        Ok(Ok(kept)) => (Box::new(kept), format!("built and kept, because {why}")),
+                        Ok(Err(why)) => {
                             self.console
                                 .say(format!("Environment: not kept, because {why}"));
                             return Ok(false);
                         }
+                        Err(error) => match (&error, cache::kept(store, &parts)) {
+                            (PythonError::Install(failure), Some(kept)) if failure.may_pass => {
+                                let why = "it can't be built anew just now, see above";
+                                let how =
+                                    format!("from the cache ({}), because {why}", age(kept.age()));
+                                (Box::new(kept), how)
+                            }
+                            _ => return Err(error),
+                        },
                     }
                 }
             };
@@ -268,9 +281,16 @@ impl Job<'_> {
             way.words(),
             took.as_secs_f64()
         ));
+        if !manifest.lacking.is_empty() {
+            self.console.say(format!(
+                "Note: not in it is {}, which could not be installed when it was built.",
+                manifest.lacking.join(", ")
+            ));
+        }
     }
 
-    /// Of a list that leaves versions open: whether it still leads to what is kept.
+    /// Of a list that leaves versions open, or of what lacks something: whether the list still leads to
+    /// what is kept.
     async fn is_current(
         &self,
         store: &Store,
@@ -286,13 +306,38 @@ impl Job<'_> {
         let Some(mut filling) = filling else {
             return Ok(false);
         };
-        let resolved = match filling.resolve(base).await {
-            Ok(resolved) => resolved,
+        let lacking = &kept.entry.manifest.lacking;
+        let mut resolved = filling.resolve(base).await;
+        let without = |name: Option<&String>| {
+            let mut rest = base.clone();
+            let others = lacking.iter().filter(|other| Some(*other) != name);
+            rest.split_off(&others.cloned().collect::<Vec<_>>());
+            rest
+        };
+        match &resolved {
+            // One of them is away still; another may be there.
+            Err(failed) if failed.may_pass && lacking.len() > 1 => {
+                for name in lacking {
+                    if filling.resolve(&without(Some(name))).await.is_ok() {
+                        return Ok(false);
+                    }
+                }
+            }
+            // Not to be had still; but the rest may lead elsewhere by now.
+            Err(failed) if !failed.may_pass && !lacking.is_empty() => {
+                resolved = filling.resolve(&without(None)).await;
+            }
+            _ => {}
+        }
+        let resolved = match resolved {
+            Ok(Some(resolved)) => resolved,
+            Ok(None) => return Ok(false),
             Err(_) if self.stop.is_cancelled() => return Err(PythonError::Stopped),
-            Err(why) => {
+            Err(failed) => {
                 self.console.say(format!(
-                    "Note: whether newer versions are there can't be found out ({why}): those of \
+                    "Note: whether newer versions are there can't be found out ({}): those of \
                      {} are taken.",
+                    failed.why,
                     age(kept.age())
                 ));
                 return Ok(true);
@@ -320,6 +365,7 @@ impl Job<'_> {
         }
         let request = Request {
             resolved: now(),
+            again: false,
             ..kept.request.clone()
         };
         if let Err(error) = store.set_request(&parts.key(), &request) {
@@ -359,13 +405,15 @@ impl Job<'_> {
             python: interpreter.full_version(),
             interpreter: interpreter.base_executable.clone(),
             installer: filled.installer,
-            closed: filled.whole && is_closed(base, &frozen),
-            frozen: match filled.whole {
-                true => self.parts(&frozen).unwrap_or_else(|| parts.clone()),
-                false => parts.clone(),
-            },
+            closed: is_closed(base, &frozen),
+            frozen: self
+                .parts(&frozen)
+                .unwrap_or_else(|| parts.clone())
+                .lacking(&filled.lacking),
             parts: parts.clone(),
             packages,
+            lacking: filled.lacking,
+            again: filled.again,
         };
         Ok(cache::keep(store, ticket, built).await)
     }

@@ -10,6 +10,7 @@ use super::choice;
 use super::conda::{self, Conda};
 use super::cuda;
 use super::fetched;
+use super::inherited;
 use super::interpreter::{Interpreter, Version, probe};
 use super::settings::{Installer, Manager, Settings, SkipVenv};
 use super::tool::{find_program, is_program};
@@ -201,6 +202,12 @@ pub async fn find_tools(
             Err(why) => stand_in(instead, &why, console)?,
         },
     });
+    if kind == Kind::Own
+        && settings.system_site_packages
+        && let Some(found) = &mut tools.interpreter
+    {
+        found.site_packages = inherited::folders(found, settings).await;
+    }
     Ok(tools)
 }
 

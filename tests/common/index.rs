@@ -297,6 +297,7 @@ pub struct PackageIndex {
     address: std::net::SocketAddr,
     login: Option<(&'static str, &'static str)>,
     asked: Arc<Mutex<Vec<String>>>,
+    failing: Arc<Mutex<Vec<String>>>,
     _stop: tokio::sync::oneshot::Sender<()>,
 }
 
@@ -304,6 +305,7 @@ struct Served {
     shelf: Shelf,
     login: Option<(&'static str, &'static str)>,
     asked: Arc<Mutex<Vec<String>>>,
+    failing: Arc<Mutex<Vec<String>>>,
 }
 
 impl PackageIndex {
@@ -321,10 +323,12 @@ impl PackageIndex {
 
     pub async fn of(shelf: Shelf, login: Option<(&'static str, &'static str)>) -> PackageIndex {
         let asked = Arc::new(Mutex::new(Vec::new()));
+        let failing = Arc::new(Mutex::new(Vec::new()));
         let served = Arc::new(Served {
             shelf,
             login,
             asked: asked.clone(),
+            failing: failing.clone(),
         });
         let router = axum::Router::new()
             .route("/simple/{name}/", get(page))
@@ -346,6 +350,7 @@ impl PackageIndex {
             address,
             login,
             asked,
+            failing,
             _stop: stop,
         }
     }
@@ -372,6 +377,11 @@ impl PackageIndex {
         format!("http://{}/whl/cu{{}}/", self.address)
     }
 
+    /// From now on it answers 503 where these (packages, files, `cu121`) are asked for.
+    pub fn fail(&self, what: &[&str]) {
+        *self.failing.lock().unwrap() = what.iter().map(|&name| name.to_owned()).collect();
+    }
+
     /// What was asked for, refused or not.
     pub fn asked(&self) -> Vec<String> {
         self.asked.lock().unwrap().clone()
@@ -382,6 +392,9 @@ impl Served {
     /// The refusal, where these headers are not let in.
     fn refusal(&self, what: &str, headers: &HeaderMap) -> Option<Response> {
         self.asked.lock().unwrap().push(what.to_owned());
+        if self.failing.lock().unwrap().iter().any(|name| name == what) {
+            return Some(StatusCode::SERVICE_UNAVAILABLE.into_response());
+        }
         let (user, password) = self.login?;
         let wanted = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
         let given = headers.get(header::AUTHORIZATION);

@@ -95,6 +95,14 @@ impl Parts {
         digest(&lines)[..32].to_owned()
     }
 
+    /// Of an environment that lacks these packages: another one than the whole.
+    pub fn lacking(mut self, names: &[String]) -> Parts {
+        if !names.is_empty() {
+            self.0.insert("what it lacks".into(), digest(names));
+        }
+        self
+    }
+
     /// The parts in which the other differs.
     pub fn differing<'a>(&'a self, other: &Parts) -> Vec<&'a str> {
         let differs = |(name, value): &(&String, &String)| other.0.get(*name) != Some(value);

@@ -41,7 +41,7 @@ pub enum Found {
 pub struct Kept {
     pub entry: Entry,
     pub request: Request,
-    /// Its versions were chosen longer ago than `resolve_after_hours`.
+    /// Its versions were chosen longer ago than `resolve_after_hours`, or it lacks what may be had now.
     pub aged: bool,
     /// Another run built it while this one waited.
     pub meanwhile: bool,
@@ -81,11 +81,14 @@ pub async fn find(
             )));
         }
     };
+    let missing = || why_missing(parts, store.known_parts().iter());
     let why = match store.request(&key) {
-        Some(request) if store.entry(&request.environment).is_some() => {
-            "newer versions are there".to_owned()
-        }
-        _ => why_missing(parts, store.known_parts().iter()),
+        Some(request) => match store.entry(&request.environment) {
+            Some(kept) if kept.manifest.lacking.is_empty() => "newer versions are there".to_owned(),
+            Some(kept) => format!("{} is tried again", kept.manifest.lacking.join(", ")),
+            None => missing(),
+        },
+        None => missing(),
     };
     match store.make_room(1) {
         Ok(_) => Ok(Found::Build { ticket, why }),
@@ -99,7 +102,8 @@ pub fn kept(store: &Store, parts: &Parts) -> Option<Kept> {
     let request = store.request(&key)?;
     let entry = store.entry(&request.environment)?;
     let age = Duration::from_secs(now().saturating_sub(request.resolved));
-    let aged = !request.closed && store.settings.resolve_after.is_some_and(|most| age >= most);
+    let old = store.settings.resolve_after.is_some_and(|most| age >= most);
+    let aged = request.again || (!request.closed && old);
     Some(Kept {
         entry,
         request,
@@ -155,6 +159,8 @@ pub struct Built {
     pub parts: Parts,
     pub frozen: Parts,
     pub closed: bool,
+    pub lacking: Vec<String>,
+    pub again: bool,
 }
 
 /// Keeps what was built.
@@ -175,17 +181,24 @@ pub async fn keep(store: &Store, ticket: Ticket, built: Built) -> Result<Kept, S
             with_prefix: tree.files_with(&built.prefix, &built.prefix)?,
             prefix: built.prefix,
             compiled: false,
+            lacking: built.lacking,
         };
         let entry = store.publish(&ticket, &manifest, &tree)?;
-        let request = |closed, parts: &Parts| Request {
+        let request = |closed, again, parts: &Parts| Request {
             environment: entry.manifest.key.clone(),
             resolved: now(),
             closed,
+            again,
             parts: parts.clone(),
         };
-        // The list that is recorded with the task is what its next run asks for.
-        store.set_request(&built.frozen.key(), &request(true, &built.frozen))?;
-        let asked = request(built.closed || built.parts == built.frozen, &built.parts);
+        let whole = entry.manifest.lacking.is_empty();
+        if whole {
+            // The list that is recorded with the task is what its next run asks for.
+            store.set_request(&built.frozen.key(), &request(true, false, &built.frozen))?;
+        }
+        // What is lacking may come, whatever versions the list names.
+        let closed = whole && (built.closed || built.parts == built.frozen);
+        let asked = request(closed, built.again, &built.parts);
         store.set_request(&built.parts.key(), &asked)?;
         // Not before the request leads somewhere: who waits for the lock looks for it.
         drop(ticket);

@@ -49,6 +49,9 @@ pub struct Manifest {
     pub with_prefix: Vec<String>,
     /// Its modules are compiled to byte code.
     pub compiled: bool,
+    /// Packages that could not be installed, and whose failure is tolerated.
+    #[serde(default)]
+    pub lacking: Vec<String>,
 }
 
 /// Which environment a list led to.
@@ -59,6 +62,9 @@ pub struct Request {
     pub resolved: u64,
     /// The list names the version of every package: it can lead nowhere else.
     pub closed: bool,
+    /// What it lacks may be had now: the next run tries again.
+    #[serde(default)]
+    pub again: bool,
     pub parts: Parts,
 }
 
@@ -93,7 +99,11 @@ impl Entry {
     /// Nobody removes it while this is held.
     pub fn hold(&self) -> io::Result<File> {
         let lock = File::open(self.folder.join("lock"))?;
-        lock.lock_shared()?;
+        match lock.lock_shared() {
+            // It is used all the same; at worst it is removed meanwhile, which the copying notices.
+            Err(error) if !has_locks(&error) => {}
+            locked => locked?,
+        }
         // It may have gone before the lock was got.
         fs::metadata(self.folder.join("manifest.json"))?;
         Ok(lock)
@@ -270,13 +280,7 @@ impl Store {
                 }
                 Err(TryLockError::WouldBlock) => {}
                 // A folder without locks: the rename still lets no one see half an environment.
-                Err(TryLockError::Error(error))
-                    if error.kind() == io::ErrorKind::Unsupported
-                        || error.raw_os_error()
-                            == Some(rustix::io::Errno::NOLCK.raw_os_error()) =>
-                {
-                    break None;
-                }
+                Err(TryLockError::Error(error)) if !has_locks(&error) => break None,
                 Err(TryLockError::Error(error)) => return Err(error),
             }
             if let Some(built) = wanted() {
@@ -500,6 +504,13 @@ impl Store {
         }
         Ok(count)
     }
+}
+
+/// Whether the disk has locks at all, of one that could not be had there: NFS without `lockd` and
+/// some FUSE have none.
+fn has_locks(error: &io::Error) -> bool {
+    error.kind() != io::ErrorKind::Unsupported
+        && error.raw_os_error() != Some(rustix::io::Errno::NOLCK.raw_os_error())
 }
 
 /// A pipe in its place would never be opened.

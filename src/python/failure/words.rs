@@ -110,6 +110,19 @@ fn certificate(asked: Asked, said: &str) -> Cause {
 /// The package of a build whose name the tool does not say.
 pub const UNNAMED: &str = "a package";
 
+const NETWORK: &str = "(error sending request|Failed to fetch|Connection refused|Max retries exceeded|timed out|dns error|Temporary failure in name resolution|Name or service not known)";
+
+/// Whether the same may succeed at another time, with nothing changed here or in the list.
+pub fn may_pass(cause: &Cause, lines: &[String]) -> bool {
+    static AWAY: LazyLock<Regex> = LazyLock::new(|| pattern(NETWORK));
+    match cause {
+        Cause::NoSuchPackage(_) | Cause::NoSuchVersion(_) | Cause::Conflict => false,
+        // What a build needs may have to be downloaded.
+        Cause::Build(_) => lines.iter().any(|line| AWAY.is_match(line)),
+        _ => true,
+    }
+}
+
 /// What the words of uv or pip mean. `lines` are the last ones, in order.
 pub fn classify(lines: &[String]) -> Cause {
     // uv breaks its long sentences over lines.
@@ -183,12 +196,7 @@ pub fn classify(lines: &[String]) -> Cause {
                 ),
                 Cause::NoSuchVersion,
             ),
-            (
-                pattern(
-                    "(error sending request|Failed to fetch|Connection refused|Max retries exceeded|timed out|dns error|Temporary failure in name resolution|Name or service not known)",
-                ),
-                |_| Cause::Network,
-            ),
+            (pattern(NETWORK), |_| Cause::Network),
             (
                 pattern(
                     "(No solution found|conflicting dependencies|ResolutionImpossible|unsatisfiable)",
@@ -212,6 +220,29 @@ mod tests {
     fn certificate(doubt: Doubt) -> Cause {
         let asked = Asked::Index;
         Cause::Certificate { asked, doubt }
+    }
+
+    #[test]
+    fn what_another_time_may_mend() {
+        for (words, passing) in [
+            (
+                "cause: HTTP status server error (503 Service Unavailable)",
+                true,
+            ),
+            ("error: Failed to fetch: `http://h/simple/x/`", true),
+            ("No space left on device", true),
+            ("Because x was not found in the package registry and", false),
+            ("there is no version of x==2 and you require x==2", false),
+            ("error: No solution found", false),
+            ("Failed to build `x==1`\ngcc: command not found", false),
+            (
+                "Failed to build `x==1`\nFailed to fetch: `http://h/y`",
+                true,
+            ),
+        ] {
+            let lines: Vec<String> = words.lines().map(str::to_owned).collect();
+            assert_eq!(may_pass(&classify(&lines), &lines), passing, "{words}");
+        }
     }
 
     #[test]
