@@ -612,6 +612,68 @@ async fn what_no_index_has_is_looked_for_again_as_newer_versions_are() {
     assert!(!said.contains("can't be found out"), "{said}");
 }
 
+#[tokio::test]
+async fn the_usual_pytorch_is_kept_only_until_the_right_index_answers() {
+    use clearml_agent::python::cuda;
+    let right = PackageIndex::start(&[("torch", "2.3.1+cu121")], None).await;
+    let usual = PackageIndex::start(&[("torch", "2.3.1")], None).await;
+    for (installer, list) in [
+        (Installer::Uv, "torch==2.3.1"),
+        (Installer::Uv, "torch"),
+        (Installer::Pip, "torch==2.3.1"),
+    ] {
+        let machine = Machine::new();
+        let run = async |template: &str, resolve_after: Option<Duration>| {
+            let mut bench = with_index(&machine, &usual, installer);
+            bench.settings.cuda = cuda::Wanted::This(cuda::Version(12, 1));
+            bench.settings.torch.template = template.into();
+            let cache = bench.settings.venvs_cache.as_mut().unwrap();
+            cache.resolve_after = resolve_after;
+            let done = bench.runs("", json!({ "pip": list })).await;
+            (done.recorded()["pip"][0].clone(), bench.said())
+        };
+        let template = right.cuda_template();
+        let day = Some(Duration::from_secs(86400));
+        right.fail(&["torch"]);
+        for how in ["built and kept", "from the cache"] {
+            let (torch, said) = run(&template, day).await;
+            assert_eq!(torch, "torch==2.3.1", "{installer:?} {said}");
+            assert!(said.contains(how), "{installer:?} {list} {said}");
+            assert!(
+                said.contains("when it was built, PyTorch's index"),
+                "{said}"
+            );
+        }
+        right.fail(&[]);
+        for how in ["answers now", "from the cache"] {
+            let (torch, said) = run(&template, day).await;
+            assert_eq!(torch, "torch==2.3.1+cu121", "{installer:?} {said}");
+            assert!(said.contains(how), "{installer:?} {list} {said}");
+        }
+        // Nor does the right one give way to the usual one.
+        right.fail(&["torch"]);
+        let (torch, said) = run(&template, Some(Duration::ZERO)).await;
+        assert_eq!(torch, "torch==2.3.1+cu121", "{installer:?} {said}");
+        right.fail(&[]);
+    }
+}
+
+#[tokio::test]
+async fn a_pytorch_index_that_nobody_reaches_is_not_asked_by_each_run() {
+    use clearml_agent::python::cuda;
+    let usual = PackageIndex::start(&[("torch", "2.3.1")], None).await;
+    let machine = Machine::new();
+    for asked in [true, false] {
+        let mut bench = with_index(&machine, &usual, Installer::Uv);
+        bench.settings.cuda = cuda::Wanted::This(cuda::Version(12, 1));
+        bench.settings.torch.template = "http://127.0.0.1:9/cu{}/".into();
+        let _ = bench.runs("", json!({"pip": "torch==2.3.1"})).await;
+        let said = bench.said();
+        assert_eq!(said.contains("does not answer"), asked, "{said}");
+        assert_eq!(said.contains("from the cache"), !asked, "{said}");
+    }
+}
+
 /// In a process of its own, for which no disk has locks.
 #[test]
 fn a_disk_without_locks_keeps_environments_too() {

@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -64,6 +65,8 @@ pub(super) struct Filled {
     pub lacking: Vec<String>,
     /// At another time it may be had whole.
     pub again: bool,
+    /// The right index for PyTorch was away, and is worth asking after so long.
+    pub torch_away: Option<Duration>,
 }
 
 /// Why it is not known what a list leads to.
@@ -113,11 +116,11 @@ impl<'a> Filling<'a> {
         if let With::Pip = installer {
             self.prepare_pip(&requested).await?;
         }
-        self.add_torch_index(&mut list).await;
         let mut filled = Filled {
             installer: String::new(),
             lacking: Vec::new(),
             again: false,
+            torch_away: self.add_torch_index(&mut list).await,
         };
         if !list.has_packages() {
             return Ok(filled);
@@ -177,16 +180,30 @@ impl<'a> Filling<'a> {
         Ok(())
     }
 
-    async fn add_torch_index(&self, list: &mut List) {
-        match torch::choose(list, self.tools.cuda, self.settings).await {
+    /// Gives when an index that is away is worth asking again.
+    async fn add_torch_index(&self, list: &mut List) -> Option<Duration> {
+        let choice = tokio::select! {
+            choice = torch::choose(list, self.tools.cuda, self.settings) => choice,
+            // Whatever is run next ends at once.
+            () = self.stop.cancelled() => torch::Choice::NotNeeded,
+        };
+        match choice {
             torch::Choice::NotNeeded => {}
             torch::Choice::None { note } => self.console.say(format!("Note: {note}.")),
+            torch::Choice::Away { note, ask_again } => {
+                self.console.say(format!(
+                    "Note: {note}: it is taken from the usual package indexes \
+                     (agent.package_manager.pytorch_resolve: none switches this off)."
+                ));
+                return Some(ask_again);
+            }
             torch::Choice::Index { url, note } => {
                 self.console.say(format!("{note}."));
                 let setting = format!("--extra-index-url {url}");
                 list.lines.insert(0, Line::Setting(setting));
             }
         }
+        None
     }
 
     /// What the list leads to today, one package a line; nothing is installed. `None` where that

@@ -20,6 +20,7 @@ use super::record::lines_to_record;
 use super::requirements::{Line, List, Reading, normalise, parse};
 use super::settings::{Installer, Settings};
 use super::tools::Tools;
+use super::torch::{self, Choice};
 use super::{Environment, PythonError, freeze};
 use crate::console::{Console, counted};
 
@@ -281,6 +282,12 @@ impl Job<'_> {
             way.words(),
             took.as_secs_f64()
         ));
+        if kept.request.torch_again.is_some() {
+            self.console.say(
+                "Note: when it was built, PyTorch's index for this machine was away: its PyTorch is \
+                 that of the usual indexes, until that one answers.",
+            );
+        }
         if !manifest.lacking.is_empty() {
             self.console.say(format!(
                 "Note: not in it is {}, which could not be installed when it was built.",
@@ -298,6 +305,9 @@ impl Job<'_> {
         parts: &Parts,
         base: &List,
     ) -> Result<bool, PythonError> {
+        if let Some(current) = self.has_the_right_torch(store, kept, parts, base).await? {
+            return Ok(current);
+        }
         if self.settings.installer == Installer::Pip {
             return Ok(false);
         }
@@ -374,6 +384,44 @@ impl Job<'_> {
         Ok(true)
     }
 
+    /// Whether what is kept has its PyTorch from the right index, as far as that decides whether it is
+    /// taken.
+    async fn has_the_right_torch(
+        &self,
+        store: &Store,
+        kept: &Kept,
+        parts: &Parts,
+        base: &List,
+    ) -> Result<Option<bool>, PythonError> {
+        let choice = tokio::select! {
+            choice = torch::choose(base, self.tools.cuda, self.settings) => choice,
+            () = self.stop.cancelled() => return Err(PythonError::Stopped),
+        };
+        let built_without = kept.request.torch_again.is_some();
+        let torch_again = match choice {
+            Choice::Index { .. } if built_without => return Ok(Some(false)),
+            Choice::Away { note, .. } if !built_without => {
+                // Anything that is built now would have another PyTorch.
+                let age = age(kept.age());
+                self.console
+                    .say(format!("Note: {note}: what is kept ({age}) is taken."));
+                return Ok(Some(true));
+            }
+            _ if !built_without => return Ok(None),
+            Choice::Away { ask_again, .. } => Some(now() + ask_again.as_secs()),
+            // The usual indexes are the right ones.
+            _ => None,
+        };
+        let request = Request {
+            torch_again,
+            ..kept.request.clone()
+        };
+        if let Err(error) = store.set_request(&parts.key(), &request) {
+            tracing::debug!(%error, "PyTorch's index is asked again by the next run");
+        }
+        Ok((!kept.old && !kept.request.again).then_some(true))
+    }
+
     /// The inner error says why what was built is not kept.
     async fn build(
         &self,
@@ -400,6 +448,8 @@ impl Job<'_> {
             self.root,
         );
         let frozen = self.frozen(base, &packages);
+        let mut apart = filled.lacking.clone();
+        apart.extend(filled.torch_away.map(|_| "PyTorch's index".to_owned()));
         let built = Built {
             prefix,
             python: interpreter.full_version(),
@@ -409,11 +459,12 @@ impl Job<'_> {
             frozen: self
                 .parts(&frozen)
                 .unwrap_or_else(|| parts.clone())
-                .lacking(&filled.lacking),
+                .lacking(&apart),
             parts: parts.clone(),
             packages,
             lacking: filled.lacking,
             again: filled.again,
+            torch_again: filled.torch_away.map(|wait| now() + wait.as_secs()),
         };
         Ok(cache::keep(store, ticket, built).await)
     }

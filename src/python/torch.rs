@@ -4,15 +4,18 @@
 //! The rule, which `agent.package_manager.pytorch_resolve: none` switches off: where the list has a
 //! PyTorch package, the index `extra_index_url_template` is asked for the driver's CUDA version and
 //! then for each one below it, and the first that has the package (in the pinned version) is added.
+//! One that is away is asked a few times; then the usual indexes have to do, and what is built so is
+//! kept until that one answers.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::cuda::Version;
 use super::requirements::{Line, List, TORCH};
 use super::settings::Settings;
 use super::tool::mask;
 use super::uv::client_for;
+use crate::api::retry::is_retryable;
 
 /// `agent.package_manager.*`, as far as it concerns PyTorch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +43,11 @@ impl Default for TorchSettings {
 
 /// How many versions below the driver's are tried; the Python agent's number.
 const DEEPEST: u32 = 14;
+/// For one answer; and for how long an index that is away is asked again.
 const PATIENCE: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// A machine that reaches no such index is not made to wait for it by each run.
+const UNREACHABLE: Duration = Duration::from_secs(10 * 60);
 
 /// An index to add, or why none is.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,6 +60,11 @@ pub enum Choice {
     },
     None {
         note: String,
+    },
+    /// The index that would be right is away, and worth asking again after so long.
+    Away {
+        note: String,
+        ask_again: Duration,
     },
 }
 
@@ -97,7 +109,7 @@ pub async fn choose(list: &List, cuda: Option<Version>, settings: &Settings) -> 
     let urls = candidates(torch, cuda);
     for url in &urls {
         let page = format!("{}/{name}/", url.trim_end_matches('/'));
-        match has(&page, version, name, settings).await {
+        match has_at_last(&page, version, name, settings).await {
             Ok(true) => {
                 let note = format!(
                     "{name} is looked for at {} too, because {reason} ({off})",
@@ -109,13 +121,17 @@ pub async fn choose(list: &List, cuda: Option<Version>, settings: &Settings) -> 
                 };
             }
             Ok(false) => {}
-            Err(cause) => {
+            Err(Away { cause, reached }) => {
                 let note = format!(
-                    "{} does not answer ({cause}): {name} is taken from the usual package \
-                     indexes ({off})",
+                    "{} does not answer as it should ({cause}), which may have {name} for this \
+                     machine",
                     mask(url)
                 );
-                return Choice::None { note };
+                let ask_again = match reached {
+                    true => Duration::ZERO,
+                    false => UNREACHABLE,
+                };
+                return Choice::Away { note, ask_again };
             }
         }
     }
@@ -129,27 +145,62 @@ pub async fn choose(list: &List, cuda: Option<Version>, settings: &Settings) -> 
     Choice::None { note }
 }
 
-/// Whether the page is there and names the version. The error: nobody answers.
+/// Why an index is away.
+struct Away {
+    cause: String,
+    /// There was an answer, of whatever kind.
+    reached: bool,
+}
+
+/// [`has`], asked again for a while where the index is away.
+async fn has_at_last(
+    page: &str,
+    version: Option<&str>,
+    name: &str,
+    settings: &Settings,
+) -> Result<bool, Away> {
+    let (started, mut pause) = (Instant::now(), FIRST_PAUSE);
+    loop {
+        let found = has(page, version, name, settings).await;
+        if found.is_ok() || started.elapsed() + pause > PATIENCE {
+            return found;
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+}
+
+/// Whether the page is there and names the version.
 async fn has(
     page: &str,
     version: Option<&str>,
     name: &str,
     settings: &Settings,
-) -> Result<bool, String> {
-    let url = url::Url::parse(page).map_err(|e| e.to_string())?;
-    let client = client_for(&url, settings)?;
+) -> Result<bool, Away> {
+    let unreached = |cause: String| Away {
+        cause,
+        reached: false,
+    };
+    let reached = |cause: String| Away {
+        cause,
+        reached: true,
+    };
+    let url = url::Url::parse(page).map_err(|e| unreached(e.to_string()))?;
+    let client = client_for(&url, settings).map_err(unreached)?;
     let answer = client.get(url).timeout(PATIENCE).send().await;
-    let answer = answer.map_err(|e| e.without_url().to_string())?;
-    if !answer.status().is_success() {
+    let answer = answer.map_err(|e| unreached(e.without_url().to_string()))?;
+    let status = answer.status();
+    if is_retryable(status.as_u16()) {
+        return Err(reached(status.to_string()));
+    }
+    if !status.is_success() {
         return Ok(false);
     }
     let Some(version) = version else {
         return Ok(true);
     };
-    let text = answer
-        .text()
-        .await
-        .map_err(|e| e.without_url().to_string())?;
+    let text = answer.text().await;
+    let text = text.map_err(|e| reached(e.without_url().to_string()))?;
     // `torch-2.3.1+cu121-cp311-…`, where the plus may be encoded.
     let start = format!("{name}-{version}");
     Ok(text

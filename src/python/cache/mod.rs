@@ -43,6 +43,8 @@ pub struct Kept {
     pub request: Request,
     /// Its versions were chosen longer ago than `resolve_after_hours`, or it lacks what may be had now.
     pub aged: bool,
+    /// The former.
+    pub old: bool,
     /// Another run built it while this one waited.
     pub meanwhile: bool,
 }
@@ -84,6 +86,9 @@ pub async fn find(
     let missing = || why_missing(parts, store.known_parts().iter());
     let why = match store.request(&key) {
         Some(request) => match store.entry(&request.environment) {
+            Some(_) if request.torch_again.is_some() => {
+                "PyTorch's index for this machine answers now".to_owned()
+            }
             Some(kept) if kept.manifest.lacking.is_empty() => "newer versions are there".to_owned(),
             Some(kept) => format!("{} is tried again", kept.manifest.lacking.join(", ")),
             None => missing(),
@@ -103,11 +108,14 @@ pub fn kept(store: &Store, parts: &Parts) -> Option<Kept> {
     let entry = store.entry(&request.environment)?;
     let age = Duration::from_secs(now().saturating_sub(request.resolved));
     let old = store.settings.resolve_after.is_some_and(|most| age >= most);
-    let aged = request.again || (!request.closed && old);
+    let old = !request.closed && old;
+    let torch = request.torch_again.is_some_and(|at| now() >= at);
+    let aged = request.again || torch || old;
     Some(Kept {
         entry,
         request,
         aged,
+        old,
         meanwhile: false,
     })
 }
@@ -161,6 +169,7 @@ pub struct Built {
     pub closed: bool,
     pub lacking: Vec<String>,
     pub again: bool,
+    pub torch_again: Option<u64>,
 }
 
 /// Keeps what was built.
@@ -184,21 +193,22 @@ pub async fn keep(store: &Store, ticket: Ticket, built: Built) -> Result<Kept, S
             lacking: built.lacking,
         };
         let entry = store.publish(&ticket, &manifest, &tree)?;
-        let request = |closed, again, parts: &Parts| Request {
+        let request = |closed, parts: &Parts| Request {
             environment: entry.manifest.key.clone(),
             resolved: now(),
             closed,
-            again,
+            again: built.again,
+            torch_again: built.torch_again,
             parts: parts.clone(),
         };
-        let whole = entry.manifest.lacking.is_empty();
+        let whole = entry.manifest.lacking.is_empty() && built.torch_again.is_none();
         if whole {
             // The list that is recorded with the task is what its next run asks for.
-            store.set_request(&built.frozen.key(), &request(true, false, &built.frozen))?;
+            store.set_request(&built.frozen.key(), &request(true, &built.frozen))?;
         }
         // What is lacking may come, whatever versions the list names.
         let closed = whole && (built.closed || built.parts == built.frozen);
-        let asked = request(closed, built.again, &built.parts);
+        let asked = request(closed, &built.parts);
         store.set_request(&built.parts.key(), &asked)?;
         // Not before the request leads somewhere: who waits for the lock looks for it.
         drop(ticket);
@@ -206,6 +216,7 @@ pub async fn keep(store: &Store, ticket: Ticket, built: Built) -> Result<Kept, S
             entry,
             request: asked,
             aged: false,
+            old: false,
             meanwhile: false,
         })
     });

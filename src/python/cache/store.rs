@@ -65,6 +65,10 @@ pub struct Request {
     /// What it lacks may be had now: the next run tries again.
     #[serde(default)]
     pub again: bool,
+    /// It was built without the right index for PyTorch, which was away: when that is asked again,
+    /// in seconds since 1970.
+    #[serde(default)]
+    pub torch_again: Option<u64>,
     pub parts: Parts,
 }
 
