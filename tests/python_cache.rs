@@ -100,6 +100,33 @@ fn site_packages(done: &Done) -> PathBuf {
 }
 
 #[tokio::test]
+async fn files_that_flags_name_are_the_checkouts_and_a_change_makes_another_environment() {
+    let machine = Machine::new();
+    let flags = ["-c limits/all.txt", "--constraint=limits/all.txt"];
+    for (installer, flags) in [Installer::Uv, Installer::Pip].into_iter().zip(flags) {
+        for (limit, version, how) in [
+            ("six<1.16", "1.15.0", "built and kept"),
+            (
+                "six<1.17",
+                "1.16.0",
+                "for another state of the installer and its settings",
+            ),
+            ("six<1.17", "1.16.0", "from the cache"),
+        ] {
+            let mut bench = machine.bench();
+            bench.settings.installer = installer;
+            bench.settings.extra_flags = flags.split(' ').map(str::to_owned).collect();
+            bench.file("limits/all.txt", "-c six.txt\n");
+            bench.file("limits/six.txt", limit);
+            let done = bench.runs("", json!({"pip": "six"})).await;
+            assert_eq!(done.recorded()["pip"], json!([format!("six=={version}")]));
+            let said = bench.said();
+            assert!(said.contains(how), "{installer:?} {limit}: {said}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_second_run_gets_a_copy_and_the_recorded_list_leads_there_too() {
     let machine = Machine::new();
     let (first, said) = machine.run("# a remark\ntabulate\nsix==1.16.0\n").await;

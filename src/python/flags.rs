@@ -1,5 +1,7 @@
 //! pip's ways of saying things, for uv: flags, version rules.
 
+use std::path::Path;
+
 /// `pip` with one entry of `pip_version`; an entry with no operator is an exact version.
 pub fn pip_requirement(spec: &str) -> String {
     match spec.starts_with(|c: char| c.is_ascii_digit()) {
@@ -49,6 +51,64 @@ pub fn uv_flags(flags: &[String]) -> Result<Vec<String>, String> {
         }
     }
     Ok(args)
+}
+
+/// Flags that name a file or a folder.
+const PATHS: [&str; 6] = [
+    "-c",
+    "--constraint",
+    "-r",
+    "--requirement",
+    "-e",
+    "--editable",
+];
+
+/// The flags, each with its value where that is a path.
+fn with_paths(flags: &[String]) -> Vec<(&str, Option<&str>)> {
+    let mut pairs = Vec::new();
+    let mut words = flags.iter().map(String::as_str);
+    while let Some(word) = words.next() {
+        let (name, inline) = match word.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => (name, Some(value)),
+            _ if !word.starts_with("--") && word.is_char_boundary(2) && word.len() > 2 => {
+                (&word[..2], Some(&word[2..]))
+            }
+            _ => (word, None),
+        };
+        pairs.push(match PATHS.contains(&name) {
+            true => (name, inline.or_else(|| words.next())),
+            false => (word, None),
+        });
+    }
+    pairs
+}
+
+/// The paths in the flags, each with its flag.
+pub fn paths(flags: &[String]) -> Vec<(&str, &str)> {
+    let pairs = with_paths(flags).into_iter();
+    pairs
+        .filter_map(|(name, path)| Some((name, path?)))
+        .collect()
+}
+
+/// The flags as they are for pip run in this folder, wherever it is run.
+pub fn seen_from(folder: &Path, flags: &[String]) -> Vec<String> {
+    let mut words = Vec::new();
+    for (name, path) in with_paths(flags) {
+        words.push(name.to_owned());
+        words.extend(path.map(|path| path_seen_from(folder, path)));
+    }
+    words
+}
+
+/// A path in full, where it is one in this folder; else as it is.
+pub fn path_seen_from(folder: &Path, path: &str) -> String {
+    let full = folder.join(path);
+    let without_extras = path.split('[').next().unwrap_or(path);
+    match full.exists() || folder.join(without_extras).exists() {
+        true => full.to_string_lossy().into_owned(),
+        false => path.to_owned(),
+    }
 }
 
 /// Whether a version fits a rule such as `>=20.3,<24.3`; plain dotted numbers only.
@@ -115,6 +175,30 @@ mod tests {
                 expected,
                 "{flags}"
             );
+        }
+    }
+
+    #[test]
+    fn paths_are_those_of_the_checkout() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("c.txt"), "").unwrap();
+        std::fs::create_dir(root.path().join("pkg")).unwrap();
+        for (flags, expected) in [
+            ("--no-deps -c c.txt", "--no-deps -c ROOT/c.txt"),
+            ("--constraint=c.txt --pre", "--constraint ROOT/c.txt --pre"),
+            ("-cc.txt -q", "-c ROOT/c.txt -q"),
+            ("-r ./c.txt", "-r ROOT/./c.txt"),
+            ("-e pkg[x]", "-e ROOT/pkg[x]"),
+            ("-e git+https://h/r", "-e git+https://h/r"),
+            ("-c /abs/c.txt", "-c /abs/c.txt"),
+            ("-c https://h/c.txt", "-c https://h/c.txt"),
+            ("-c gone.txt", "-c gone.txt"),
+            ("--no-binary c.txt -c", "--no-binary c.txt -c"),
+        ] {
+            let words: Vec<String> = flags.split(' ').map(str::to_owned).collect();
+            let found = seen_from(root.path(), &words).join(" ");
+            let found = found.replace(&*root.path().to_string_lossy(), "ROOT");
+            assert_eq!(found, expected, "{flags}");
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 use super::cache::key::is_kept;
+use super::flags;
 use super::freeze::{self, Package};
 use super::git_access::check_program;
 use super::interpreter::Interpreter;
@@ -18,6 +19,7 @@ use super::tools::{Kind, Tools};
 use super::torch;
 use super::{Environment, PythonError, conda};
 use crate::console::Console;
+use crate::secret::Secret;
 use crate::task::{Requirements, Script};
 
 /// Where the task's code is.
@@ -54,6 +56,7 @@ pub async fn install(
         return Ok(Installed::default());
     }
     let root = code.repository.unwrap_or(code.working_dir);
+    let settings = &seen_from(root, settings, console);
     let project = code
         .repository
         .filter(|_| settings.standalone.is_none() && env.kind == Kind::Own)
@@ -133,6 +136,41 @@ pub async fn install(
         requirements_to_record: record.then(|| recorded(&script.requirements, &summary)),
         summary,
     })
+}
+
+/// The settings with each file that pip's flags name in full: the tools are run in another folder, and
+/// these names are those of pip run in the checkout.
+fn seen_from(root: &Path, settings: &Settings, console: &Console) -> Settings {
+    let mut settings = settings.clone();
+    settings.extra_flags = flags::seen_from(root, &settings.extra_flags);
+    for place in &mut settings.indexes.find_links {
+        *place = Secret::new(flags::path_seen_from(root, place.expose()));
+    }
+    let reading = Reading {
+        origin: "agent.package_manager.extra_pip_install_flags",
+        folder: root,
+        root,
+        env: &settings.environment,
+        original: None,
+    };
+    let differs = flags::paths(&settings.extra_flags)
+        .into_iter()
+        .any(|(flag, path)| match flag {
+            "-e" | "--editable" => true,
+            "-r" | "--requirement" => {
+                // Where it can't be read, pip says so.
+                let list = parse_files(&[path.into()], &reading).unwrap_or_default();
+                !list.lines.iter().all(is_kept)
+            }
+            _ => false,
+        });
+    if differs && settings.venvs_cache.take().is_some() {
+        console.say(
+            "Environment: not kept, because extra_pip_install_flags name what is another thing in \
+             each run",
+        );
+    }
+    settings
 }
 
 /// What was listed and is the system's: another machine would have to install it.

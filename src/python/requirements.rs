@@ -65,8 +65,25 @@ pub fn parse_files(files: &[PathBuf], reading: &Reading<'_>) -> Result<List, Pyt
     Ok(list)
 }
 
+/// The files that a requirements file names by `-r` and `-c`.
+pub fn included(bytes: &[u8]) -> Vec<String> {
+    let lines = logical_lines(&decode(bytes.to_vec()).unwrap_or_default());
+    let lines = lines.iter().filter(|line| line.starts_with('-'));
+    lines
+        .filter_map(|line| options(line))
+        .flatten()
+        .filter(|(name, _)| {
+            matches!(
+                name.as_str(),
+                "-r" | "--requirement" | "-c" | "--constraint"
+            )
+        })
+        .filter_map(|(_, file)| file)
+        .collect()
+}
+
 /// `-r` within `-r` within …: beyond this it is a circle.
-const DEEPEST: usize = 10;
+pub const DEEPEST: usize = 10;
 
 fn parse_into(
     list: &mut List,

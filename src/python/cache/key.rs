@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::python::Variables;
+use crate::python::flags;
 use crate::python::interpreter::Interpreter;
-use crate::python::requirements::{Line, List};
+use crate::python::requirements::{DEEPEST, Line, List, included};
 use crate::python::settings::{Installer, Settings};
 use crate::python::tool::mask;
 
@@ -59,7 +60,10 @@ impl Parts {
         add("the platform", vec![interpreter.platform.clone()]);
         add("the CUDA version", vec![context.cuda.to_owned()]);
         let mut installer = vec![format!("{:?}", context.installer)];
-        installer.extend(settings.extra_flags.iter().map(|flag| mask(flag)));
+        let plain = |flag: &String| mask(&flag.replace(&*root.to_string_lossy(), ""));
+        installer.extend(settings.extra_flags.iter().map(plain));
+        let files = flags::paths(&settings.extra_flags).into_iter();
+        installer.extend(files.map(|(_, path)| contents(Path::new(path))));
         installer.push(settings.force_upgrade.to_string());
         installer.push(settings.best_of_all_indexes.to_string());
         if context.installer == Installer::Pip {
@@ -174,12 +178,12 @@ fn lines_of(list: &List, root: &Path) -> Vec<String> {
     settings
 }
 
-/// A file's text; a folder's names and lengths.
+/// A file's text, with that of the files that it includes; a folder's names and lengths.
 fn contents(path: &Path) -> String {
     if path.is_file() {
-        // Whatever it is in: what counts is that it is another.
-        let bytes = fs::read(path).unwrap_or_default();
-        return String::from_utf8_lossy(&bytes).into_owned();
+        let mut text = String::new();
+        add_text(&mut text, path, 0);
+        return text;
     }
     let Ok(entries) = fs::read_dir(path) else {
         return String::new();
@@ -193,6 +197,19 @@ fn contents(path: &Path) -> String {
         .collect();
     names.sort();
     names.join("\n")
+}
+
+fn add_text(text: &mut String, path: &Path, depth: usize) {
+    let bytes = fs::read(path).unwrap_or_default();
+    // Whatever it is in: what counts is that it is another.
+    text.push_str(&String::from_utf8_lossy(&bytes));
+    if let Some(folder) = path.parent()
+        && depth < DEEPEST
+    {
+        for file in included(&bytes) {
+            add_text(text, &folder.join(file), depth + 1);
+        }
+    }
 }
 
 /// `UV_…` and `PIP_…` variables that can change what is installed.
@@ -365,6 +382,29 @@ mod tests {
             let other = parts("six==1.16.0\nnumpy>=1", change);
             assert_eq!(one.differing(&other), differing);
             assert_ne!(one.key(), other.key());
+        }
+    }
+
+    #[test]
+    fn the_files_of_flags_and_lists_count_by_their_contents() {
+        let root = tempfile::tempdir().unwrap();
+        let file = |name: &str| root.path().join(name).to_string_lossy().into_owned();
+        let flag = || {
+            parts("six", |s, _| {
+                s.extra_flags = vec!["-c".into(), file("c.txt")]
+            })
+        };
+        let list = || parts(&format!("six\n-c {}", file("c.txt")), |_, _| ());
+        fs::write(file("c.txt"), "-r more.txt\nsix<2").unwrap();
+        fs::write(file("more.txt"), "tabulate<2").unwrap();
+        let before = (flag(), list());
+        assert_eq!(before, (flag(), list()));
+        // Not UTF-8.
+        for (name, text) in [("more.txt", &b"tabulate<3"[..]), ("c.txt", b"six<3 # \xe4")] {
+            let before = (flag(), list());
+            fs::write(file(name), text).unwrap();
+            assert_ne!(before.0.key(), flag().key(), "{name}");
+            assert_ne!(before.1.key(), list().key(), "{name}");
         }
     }
 
