@@ -169,6 +169,23 @@ async fn the_whole_group_is_asked_and_may_use_the_grace() {
 }
 
 #[tokio::test]
+async fn the_rest_may_use_the_grace_of_a_leader_that_has_ended() {
+    let (mut job, output) = start(
+        "sh -c 'trap \"sleep 0.3; echo saved; exit\" TERM; echo ready; while :; do sleep 0.05; done' &",
+    );
+    let mut output = BufReader::new(output);
+    assert_eq!(line(&mut output).await, "ready");
+    let leader = job.pid().to_string();
+    while runs(&leader) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(job.stop(TERM, ready(LONG)).await, Ended::Exited { code: 0 });
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.ends_with("saved\n"), "{rest}");
+}
+
+#[tokio::test]
 async fn who_does_not_listen_is_killed() {
     let (mut job, output) = start("trap '' TERM; echo ready; while :; do sleep 0.05; done");
     let mut output = BufReader::new(output);

@@ -85,12 +85,15 @@ impl Watch {
             .unwrap_or_default()
     }
 
-    /// The job runs. A kernel may let a group be made and then refuse to have anybody in it.
-    pub fn entered(&mut self, leader: i32, has_ended: bool) {
-        if !has_ended && self.group.as_ref().is_some_and(|g| !g.holds(leader)) {
-            tracing::debug!("the job did not get into its control group");
-            self.group = None;
-            self.before = Before::take(None);
+    /// The job runs, or has ended: what it used stands in a group that nobody is in any more.
+    pub fn entered(&mut self, has_ended: bool) {
+        let Some(group) = self.group.as_mut().filter(|_| !has_ended) else {
+            return;
+        };
+        if group.give_up_empty() > 0 {
+            tracing::debug!("the job did not get into all of its control group");
+            self.group.take_if(|group| group.is_given_up());
+            self.before = Before::take(self.group.as_ref());
         }
     }
 

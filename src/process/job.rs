@@ -86,7 +86,7 @@ pub fn spawn_with(command: Command, input: Stdio) -> Result<(Job, OutputPipe), S
         .recv()
         .unwrap_or_else(|_| Err(io::Error::other("the job's thread died")))
         .map_err(|error| explain(&command, &error))?;
-    watch.entered(leader.as_raw_nonzero().get(), ended.borrow().is_some());
+    watch.entered(ended.borrow().is_some());
     let job = Job {
         leader,
         ended,
@@ -196,7 +196,8 @@ impl Job {
     /// or by SIGKILL after two seconds. Can be abandoned and called again.
     pub async fn wait(&mut self) -> Ended {
         let how = self.leader_end().await;
-        self.end_leftovers(None, Instant::now() + LINGER).await;
+        let deadline = Instant::now() + LINGER;
+        self.end_leftovers(None, std::future::ready(deadline)).await;
         self.close();
         how
     }
@@ -219,9 +220,11 @@ impl Job {
             // A job that is held by SIGSTOP gets its signal only when it goes on.
             self.signal_group(Signal::CONT);
         }
-        let mut deadline = asked;
+        let mut grace = std::pin::pin!(grace);
+        let mut known = None;
         let patience = async {
-            deadline += grace.await;
+            let deadline = asked + (&mut grace).await;
+            known = Some(deadline);
             tokio::time::sleep_until(deadline).await;
         };
         let in_time = tokio::select! {
@@ -234,6 +237,13 @@ impl Job {
             self.signal_group(Signal::KILL);
         }
         let how = self.leader_end().await;
+        // The others have as long as a leader that ends before anybody has looked how long that is.
+        let deadline = async {
+            match known {
+                Some(deadline) => deadline,
+                None => asked + grace.await,
+            }
+        };
         // Those that had left the group have not been asked yet.
         self.end_leftovers(Some(signal), deadline).await;
         self.close();
@@ -298,7 +308,11 @@ impl Job {
 
     /// Waits until `deadline` for what the leader left behind, then kills it. `signal` is sent to
     /// those outside the job's group first.
-    async fn end_leftovers(&mut self, signal: Option<Signal>, deadline: Instant) {
+    async fn end_leftovers(
+        &mut self,
+        signal: Option<Signal>,
+        deadline: impl Future<Output = Instant>,
+    ) {
         if self.reap.is_none() {
             return;
         }
@@ -309,6 +323,10 @@ impl Job {
             leftovers::send(&outside, signal);
         }
         let mut pause = Duration::from_millis(5);
+        let deadline = match left.is_empty() {
+            true => Instant::now(),
+            false => deadline.await,
+        };
         while !left.is_empty() && Instant::now() < deadline {
             tokio::time::sleep(pause.min(deadline - Instant::now())).await;
             pause = (pause * 2).min(Duration::from_millis(100));

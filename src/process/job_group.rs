@@ -111,11 +111,19 @@ impl JobGroup {
         Ok(())
     }
 
-    /// Whether `pid` is in every part of the group. A kernel may refuse what it let be made.
-    pub fn holds(&self, pid: i32) -> bool {
-        self.parts
-            .iter()
-            .all(|part| cgroup::processes(&part.place.dir).contains(&pid))
+    /// Gives up those parts that nobody is in, since a kernel may refuse what it let be made; says how
+    /// many. Nobody is killed: the kernel removes only what is empty, and a leader that has ended by now
+    /// may have left others there.
+    pub fn give_up_empty(&mut self) -> usize {
+        let before = self.parts.len();
+        let is_empty = |part: &Part| fs::remove_dir(&part.place.dir).is_ok();
+        self.parts.retain(|part| !is_empty(part));
+        before - self.parts.len()
+    }
+
+    /// Whether all parts were given up.
+    pub fn is_given_up(&self) -> bool {
+        self.parts.is_empty()
     }
 
     /// The processes in it, those that have ended left out.
@@ -198,7 +206,7 @@ impl Part {
 
 impl Entrance {
     /// Moves the calling process into the group; where that is refused it stays outside (see
-    /// `JobGroup::holds`). Between fork
+    /// `JobGroup::give_up_empty`). Between fork
     /// and exec this is safe: one write for each hierarchy, nothing else.
     pub fn enter(&self) {
         for procs in self.0.iter() {

@@ -143,10 +143,15 @@ impl Syncing<'_> {
         if let Some(python) = &self.env.python {
             args.extend(["--python".into(), python.to_string_lossy().into_owned()]);
         }
-        if locked {
+        let given = &self.settings.uv.sync_args;
+        // uv refuses it twice, and beside the other.
+        let says_so = ["--locked", "--frozen"]
+            .iter()
+            .any(|way| given.contains(&(*way).into()));
+        if locked && !says_so {
             args.push("--locked".into());
         }
-        args.extend(self.settings.uv.sync_args.iter().cloned());
+        args.extend(given.iter().cloned());
         let mut told = told.clone();
         if let Some(folder) = &self.env.folder {
             let folder = folder.to_string_lossy().into_owned();

@@ -54,7 +54,8 @@ fn a_daemon_that_left_everything_else_is_still_in_the_group() {
     let Some(group) = job_group() else { return };
     assert!(group.processes().is_empty());
     let (mut leader, daemon) = start_in(&group, DAEMON);
-    assert!(group.holds(daemon) && !group.holds(me()));
+    let inside = group.processes();
+    assert!(inside.contains(&daemon) && !inside.contains(&me()));
     assert!(leader.wait().unwrap().success());
     assert_eq!(group.processes(), [daemon]);
     assert!(groups_of(daemon).contains(&format!("/clearml-agent-{}-", me())));
@@ -65,6 +66,21 @@ fn a_daemon_that_left_everything_else_is_still_in_the_group() {
         group.kill();
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn a_group_is_given_up_where_nobody_is_in_it_and_not_where_a_leader_has_ended() {
+    let Some(mut group) = job_group() else { return };
+    let (mut leader, daemon) = start_in(&group, DAEMON);
+    leader.wait().unwrap();
+    assert_eq!(group.give_up_empty(), 0);
+    assert!(runs(daemon) && group.processes() == [daemon]);
+    drop(group);
+    wait_gone(daemon);
+
+    let Some(mut group) = job_group() else { return };
+    assert!(group.give_up_empty() > 0);
+    assert!(group.is_given_up());
 }
 
 #[test]
