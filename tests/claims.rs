@@ -2,34 +2,13 @@
 //! preemption.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/claiming.rs"]
+mod claiming;
 mod common;
 
+use claiming::{SLEEPER, claimant, entries, queued, start};
 use common::{Repo, Running, World, eventually, script};
 use serde_json::{Value, json};
-
-/// Says which attempt it is, and sleeps until it is stopped.
-const SLEEPER: &str = "\
-import os, signal, sys, time
-def bye(*_):
-    print('checkpoint written', flush=True)
-    sys.exit(0)
-signal.signal(signal.SIGTERM, bye)
-env = os.environ.get
-print('attempt', env('CLEARML_AGENT_ATTEMPT'), 'after', env('CLEARML_AGENT_FORMER_END'), flush=True)
-if env('CLEARML_AGENT_ATTEMPT') == '1': time.sleep(1000)
-";
-
-fn claimant(world: &mut World, id: &str) {
-    world
-        .env
-        .insert("CLEARML_AGENT_CLAIM_ID".into(), id.to_owned());
-}
-
-fn queued(world: &World, text: &str) -> String {
-    let id = world.api.create("queued", script(text));
-    world.api.enqueue(&id);
-    id
-}
 
 /// On another machine, as it were: one that does not see this one's journals.
 fn move_elsewhere(world: &mut World, name: &str) {
@@ -37,17 +16,6 @@ fn move_elsewhere(world: &mut World, name: &str) {
     world
         .env
         .insert("CLEARML__AGENT__JOURNAL__PATH".into(), journals);
-}
-
-fn entries(world: &World) -> usize {
-    let queues = world.api.call("queues.get_all", json!({}));
-    queues["queues"][0]["entries"].as_array().unwrap().len()
-}
-
-fn start(world: &World, id: &str, words: &[&str]) -> Running {
-    let mut all = vec!["--require-queue"];
-    all.extend(words);
-    world.start_execute(id, &all)
 }
 
 #[test]

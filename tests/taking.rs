@@ -2,6 +2,8 @@
 //! that is killed or stopped meanwhile.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/claiming.rs"]
+mod claiming;
 mod common;
 #[path = "common/line.rs"]
 mod line;
@@ -10,44 +12,10 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
-use common::{Running, World, eventually, script};
+use claiming::{SLEEPER, claimant, entries, queued, start};
+use common::{World, eventually, script};
 use line::Line;
 use serde_json::json;
-
-/// Says which attempt it is, and sleeps until it is stopped.
-const SLEEPER: &str = "\
-import os, signal, sys, time
-def bye(*_):
-    print('checkpoint written', flush=True)
-    sys.exit(0)
-signal.signal(signal.SIGTERM, bye)
-env = os.environ.get
-print('attempt', env('CLEARML_AGENT_ATTEMPT'), 'after', env('CLEARML_AGENT_FORMER_END'), flush=True)
-if env('CLEARML_AGENT_ATTEMPT') == '1': time.sleep(1000)
-";
-
-fn claimant(world: &mut World, id: &str) {
-    world
-        .env
-        .insert("CLEARML_AGENT_CLAIM_ID".into(), id.to_owned());
-}
-
-fn queued(world: &World, text: &str) -> String {
-    let id = world.api.create("queued", script(text));
-    world.api.enqueue(&id);
-    id
-}
-
-fn entries(world: &World) -> usize {
-    let queues = world.api.call("queues.get_all", json!({}));
-    queues["queues"][0]["entries"].as_array().unwrap().len()
-}
-
-fn start(world: &World, id: &str, words: &[&str]) -> Running {
-    let mut all = vec!["--require-queue"];
-    all.extend(words);
-    world.start_execute(id, &all)
-}
 
 #[test]
 fn which_task_comes_from_a_file_or_the_environment() {
