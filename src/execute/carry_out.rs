@@ -37,6 +37,9 @@ use crate::task::Task;
 /// What the worker's leaving may take.
 const LEAVING: Duration = Duration::from_secs(5);
 
+/// How long a status that is in a hurry waits for the task's last figures.
+const FIGURES: Duration = Duration::from_millis(500);
+
 /// Between two rounds of tries to record the claim.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -242,10 +245,21 @@ pub(super) async fn carry_out(
         }
         told
     };
+    let figures = async {
+        if let Some(monitor) = &monitor {
+            monitor.told().await;
+        }
+    };
     let (receipt, told) = match stop.cause() {
         // Whoever sends a signal may send SIGKILL next: the log has its journal, the status has not.
-        Some(StopCause::Signal(_)) => tokio::join!(log, telling),
-        _ => (log.await, telling.await),
+        Some(StopCause::Signal(_)) => tokio::join!(log, async {
+            let _ = tokio::time::timeout(FIGURES, figures).await;
+            telling.await
+        }),
+        _ => {
+            let (receipt, ()) = tokio::join!(log, figures);
+            (receipt, telling.await)
+        }
     };
     let is_told = told != Told::Unheard;
     let outcome = match told {

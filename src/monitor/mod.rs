@@ -90,6 +90,7 @@ pub struct Monitor {
     stop: CancellationToken,
     reporter: JoinHandle<()>,
     scalars: JoinHandle<()>,
+    told: CancellationToken,
     /// The threads end when this is dropped.
     sampling: Option<mpsc::Sender<()>>,
     /// Nothing comes; closed when the threads have ended.
@@ -114,18 +115,32 @@ pub fn start(report: Report) -> Monitor {
     let periods = Arc::new(Mutex::new(Periods::default()));
     let (alive, ended) = tokio::sync::mpsc::channel(1);
     let sampling = sample(&report, periods.clone(), alive);
-    let scalars = tokio::spawn(task::tell(report.clone(), periods.clone(), stop.clone()));
+    let told = CancellationToken::new();
+    let over = told.clone().drop_guard();
+    let telling = task::tell(report.clone(), periods.clone(), stop.clone());
+    let scalars = tokio::spawn(async move {
+        telling.await;
+        drop(over);
+    });
     let reporter = tokio::spawn(run(report, periods, stop.clone()));
     Monitor {
         stop,
         reporter,
         scalars,
+        told,
         sampling: Some(sampling),
         alive: ended,
     }
 }
 
 impl Monitor {
+    /// Resolves when the task has its last scalars, which takes a few seconds at most from the script's
+    /// end. The final status is to wait for it: whether the script has used the SDK shows in the reason
+    /// that the task has until then.
+    pub fn told(&self) -> impl Future<Output = ()> + use<> {
+        self.told.clone().cancelled_owned()
+    }
+
     /// Ends the sampling and sends a last report without figures. Taking the worker off the
     /// server's list is the caller's.
     pub async fn stop(mut self) {
