@@ -13,7 +13,7 @@ use self::queue_entry::{Entry, take_from_queue, take_nobodys};
 use self::ready::Attempt;
 pub use self::ready::{Ready, is_aborted, ready};
 pub use self::refused::Refused;
-use super::runtime::{CLAIM, Record, said};
+use super::runtime::{ASKS, CLAIM, Record, said};
 use super::scheduler::Claimant;
 use crate::api::tasks::{self, FinalStatus, StatusNote, StatusWrite};
 use crate::api::{ApiError, Session, queues};
@@ -204,13 +204,22 @@ pub async fn claim(
         stop.cancelled().await;
         tokio::time::sleep(AFTER_STOP).await;
     };
+    let starting = async {
+        match taken_from {
+            TakenFrom::Queue(_) => start_in_time(session, &task, taking, attempt.number).await,
+            _ => start(session, &task, taking, attempt.number).await,
+        }
+    };
     let refused = tokio::select! {
-        started = start(session, &task, taking, attempt.number) => match started {
+        started = starting => match started {
             Ok(()) => return Ok(Claimed::of(task, &attempt)),
             Err(refused) => Some(refused),
         },
         () = stopped => None,
     };
+    if let Some(refused @ Refused::TakenByAnother { .. }) = refused {
+        return Err(refused);
+    }
     let giving_back = undo(session, &task, taken_from, taking.worker);
     match refused {
         Some(refused) => {
@@ -224,6 +233,78 @@ pub async fn claim(
                 left: left.unwrap_or(Left::Unknown),
             })
         }
+    }
+}
+
+/// Starts what was taken out of its queue. Who finds it in no queue for long takes it, so after an outage
+/// it is looked at again: another agent may have it by then, or be at it.
+async fn start_in_time(
+    session: &Session,
+    task: &Task,
+    taking: &Taking<'_>,
+    attempt: u32,
+) -> Result<(), Refused> {
+    /// Less than others look on for (`take_from_queue`).
+    const UNSEEN: Duration = Duration::from_secs(12);
+    /// Less than it takes them to ask around.
+    const AT_ONCE: Duration = Duration::from_secs(3);
+    const LONGEST: Duration = Duration::from_secs(180);
+    const PAUSE: Duration = Duration::from_secs(1);
+    let is_lost = |refused: &Refused| matches!(refused, Refused::Api(ApiError::Unreachable { .. }));
+    match tokio::time::timeout(UNSEEN, start(session, task, taking, attempt)).await {
+        Ok(Err(refused)) if is_lost(&refused) => {}
+        Ok(done) => return done,
+        Err(_) => {}
+    }
+    let begin = tokio::time::Instant::now();
+    loop {
+        match tasks::standing(session, &task.id).await {
+            Err(ApiError::Unreachable { .. }) if begin.elapsed() < LONGEST => {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+            now => match may_start(now?.as_ref(), task, taking) {
+                May::IsStarted => return Ok(()),
+                May::No => {
+                    return Err(Refused::TakenByAnother {
+                        id: task.id.clone(),
+                    });
+                }
+                May::Start => {}
+            },
+        }
+        match tokio::time::timeout(AT_ONCE, start(session, task, taking, attempt)).await {
+            Ok(Err(refused)) if is_lost(&refused) => {}
+            Ok(done) => return done,
+            Err(_) if begin.elapsed() < LONGEST => {}
+            Err(_) => {
+                return Err(Refused::TakenByAnother {
+                    id: task.id.clone(),
+                });
+            }
+        }
+    }
+}
+
+/// What a start may do whose answer was lost.
+#[derive(Debug, PartialEq, Eq)]
+enum May {
+    Start,
+    IsStarted,
+    No,
+}
+
+fn may_start(now: Option<&tasks::Standing>, before: &Task, taking: &Taking<'_>) -> May {
+    let Some(now) = now else { return May::No };
+    let message = changed_by(taking.worker);
+    if now.status == Status::InProgress && now.status_message.as_deref() == Some(&message) {
+        return May::IsStarted;
+    }
+    let claim = now.said(CLAIM);
+    let is_untouched = claim == said(&before.runtime, CLAIM) || claim == Some(taking.run);
+    match now.status == Status::Queued && is_untouched && now.said(ASKS).is_none() {
+        true => May::Start,
+        false => May::No,
     }
 }
 
@@ -331,4 +412,45 @@ pub async fn fetch(session: &Session, id: &str) -> Result<Task, Refused> {
             id: id.to_owned(),
             host: session.host().to_owned(),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_whose_answer_was_lost_is_made_again_only_where_nobody_else_is_at_it() {
+        let before: Task = serde_json::from_value(serde_json::json!({
+            "id": "t", "status": "queued", "runtime": {CLAIM: "old"},
+        }))
+        .unwrap();
+        let taking = Taking {
+            mode: Mode::FromQueue,
+            worker: "node:1",
+            run: "mine",
+            claimant: None,
+        };
+        let ours = changed_by("node:1");
+        for (status, message, claim, asks, may) in [
+            ("queued", "", "old", "", May::Start),
+            ("queued", "", "mine", "", May::Start),
+            ("queued", "", "other", "", May::No),
+            ("queued", "", "old", "other", May::No),
+            ("in_progress", ours.as_str(), "mine", "", May::IsStarted),
+            ("in_progress", "Changed by other", "old", "", May::No),
+            ("created", "", "old", "", May::No),
+        ] {
+            let mut runtime = serde_json::json!({CLAIM: claim});
+            if !asks.is_empty() {
+                runtime[ASKS] = asks.into();
+            }
+            let now: tasks::Standing = serde_json::from_value(serde_json::json!({
+                "status": status, "status_message": message, "runtime": runtime,
+            }))
+            .unwrap();
+            let found = may_start(Some(&now), &before, &taking);
+            assert_eq!(found, may, "{status} {message} {claim} {asks}");
+        }
+        assert_eq!(may_start(None, &before, &taking), May::No);
+    }
 }

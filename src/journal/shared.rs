@@ -361,8 +361,12 @@ impl Shared {
     /// How far the readers are, in all.
     pub fn read_by_all(&self) -> u64 {
         let state = self.state();
-        let offsets = state.readers.iter().map(|place| place.offset);
-        offsets.fold(0, u64::saturating_add)
+        // Those that read no more are at the end of everything.
+        let offsets = state
+            .readers
+            .iter()
+            .map(|place| place.offset.min(state.end));
+        offsets.sum()
     }
 
     /// The server has decided on this: it has taken all but `refused`. `resume` and `skip` say where

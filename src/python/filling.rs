@@ -105,7 +105,8 @@ impl<'a> Filling<'a> {
     pub(super) async fn fill(&mut self, list: &List) -> Result<Filled, PythonError> {
         let requested = list.names();
         let mut list = list.clone();
-        self.leave_out_what_is_there(&mut list)?;
+        let own = self.env.site_packages.clone();
+        self.leave_out_what_is_there(&mut list, own)?;
         check_program(&list, self.env.kind, self.settings)?;
         self.lend_to(&mut list).await;
         let installer = self.installer(&list).await?;
@@ -158,12 +159,15 @@ impl<'a> Filling<'a> {
 
     /// Of an interpreter with packages of its own: what is there in the listed version need not be on
     /// any index.
-    fn leave_out_what_is_there(&mut self, list: &mut List) -> Result<(), PythonError> {
+    fn leave_out_what_is_there(
+        &mut self,
+        list: &mut List,
+        mut folders: Vec<PathBuf>,
+    ) -> Result<(), PythonError> {
         let shared = self.env.kind == Kind::Shared;
         if !shared && !self.settings.system_site_packages {
             return Ok(());
         }
-        let mut folders = self.env.site_packages.clone();
         if let Some(interpreter) = &self.env.interpreter {
             folders.extend(interpreter.site_packages.iter().cloned());
         }
@@ -218,7 +222,9 @@ impl<'a> Filling<'a> {
             return Ok(None);
         };
         let mut list = list.clone();
-        self.leave_out_what_is_there(&mut list).map_err(failed)?;
+        // Not what the kept environment itself has: that is what the list leads to.
+        self.leave_out_what_is_there(&mut list, Vec::new())
+            .map_err(failed)?;
         self.lend_to(&mut list).await;
         self.add_torch_index(&mut list).await;
         let file = self.write(&list.file()).map_err(failed)?;

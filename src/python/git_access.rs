@@ -20,9 +20,19 @@ use crate::source::{self, Lent, Needs};
 
 /// The task's repository, and those of the list, whose logins leave it.
 pub fn needs_of(list: &mut List, repository: &str) -> Needs {
+    needs(repository, take_from(list))
+}
+
+/// The login in the task's own address is lent only where packages come from repositories at all: what is
+/// built has it in its environment, too.
+fn needs(repository: &str, requirements: Vec<String>) -> Needs {
+    let repository = match requirements.is_empty() {
+        true => String::new(),
+        false => repository.to_owned(),
+    };
     Needs {
-        repository: repository.to_owned(),
-        requirements: take_from(list),
+        repository,
+        requirements,
     }
 }
 
@@ -92,13 +102,8 @@ pub async fn lent(
 pub(super) async fn for_project(job: &Job<'_>, folder: &Path) -> Lent {
     let files = ["pyproject.toml", "uv.lock", "poetry.lock"];
     let texts = files.map(|name| std::fs::read_to_string(folder.join(name)).unwrap_or_default());
-    let needs = Needs {
-        repository: job.repository.to_owned(),
-        requirements: texts
-            .iter()
-            .flat_map(|text| addresses_of_project(text))
-            .collect(),
-    };
+    let found = texts.iter().flat_map(|text| addresses_of_project(text));
+    let needs = needs(job.repository, found.collect());
     lent(needs, job.settings, job.console, job.stop).await
 }
 
@@ -107,7 +112,7 @@ fn addresses_of_project(text: &str) -> Vec<String> {
     static NAMED: LazyLock<Regex> = LazyLock::new(|| {
         #[expect(clippy::unwrap_used, reason = "a constant pattern, used by a test")]
         Regex::new(
-            r#"(?:\bgit\s*=\s*"|type\s*=\s*"git"\s*\nurl\s*=\s*"|git\+)((?:https?|ssh)://[^\s"'?#]+)"#,
+            r#"(?:\bgit\s*=\s*["']|type\s*=\s*["']git["']\s*\nurl\s*=\s*["']|git\+)((?:https?|ssh)://[^\s"'?#]+)"#,
         )
         .unwrap()
     });
@@ -209,6 +214,7 @@ mod tests {
                 "source = { git = \"ssh://git@h/o/x?rev=main#0123\" }",
                 "ssh://git@h/o/x",
             ),
+            ("x = { git = 'https://h/o/x.git' }", "https://h/o/x.git"),
             (
                 "dependencies = [\"x @ git+https://h/o/x@v1\"]",
                 "https://h/o/x",

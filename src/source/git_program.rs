@@ -160,6 +160,9 @@ fn with_settings(command: &mut Command, env: &Variables, mut settings: Vec<(Stri
         ("core.fsmonitor", "false"),
         ("gc.auto", "0"),
         ("maintenance.auto", "false"),
+        // A server that says nothing for so long (seconds) is given up.
+        ("http.lowSpeedLimit", "1"),
+        ("http.lowSpeedTime", "60"),
     ];
     settings.extend(always.map(|(key, value)| (key.to_owned(), value.to_owned())));
     let before = env

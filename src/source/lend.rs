@@ -213,6 +213,9 @@ fn ask(network: &Network<'_>, own: &Address, reached: &Reached) -> Option<Result
         lent.set(format!("url.{base}.insteadOf"), instead_of);
     }
     call_ssh(&mut lent, network);
+    // A server that says nothing for so long (seconds) is given up.
+    lent.set("http.lowSpeedLimit".into(), "1");
+    lent.set("http.lowSpeedTime".into(), "30");
     let mut command = Command::new(on_path(network.env, "git")?);
     command
         .args([

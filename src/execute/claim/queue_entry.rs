@@ -118,6 +118,9 @@ pub(super) async fn take_nobodys(
         Err(Refused::RunsStill { .. }) => return Err(taken_by_another()),
         asked => asked?,
     };
+    if now.status != Status::Queued {
+        return Err(taken_by_another());
+    }
     queues::add_task(session, queue, id).await?;
     match queues::remove_task(session, queue, id).await? {
         true => Ok(now),

@@ -73,7 +73,16 @@ impl Parts {
         installer.push(format!("{:?}", settings.torch));
         installer.push(build_variables(&settings.environment));
         add("the installer and its settings", installer);
-        let mut indexes = vec![format!("{:?}", settings.indexes.without_credentials())];
+        // The checkout is elsewhere in each run.
+        let shown = format!("{:?}", settings.indexes.without_credentials());
+        let mut indexes = vec![shown.replace(&*root.to_string_lossy(), "")];
+        let named = ["UV_CONSTRAINT", "UV_OVERRIDE", "UV_BUILD_CONSTRAINT"];
+        let named = named.iter().filter_map(|name| settings.variable(name));
+        let links = settings.indexes.find_links.iter().map(|link| link.expose());
+        let places = named.flat_map(str::split_whitespace).chain(links);
+        let places = places.chain(settings.indexes.constraints.iter().map(String::as_str));
+        let files = places.map(Path::new).filter(|path| path.is_absolute());
+        indexes.extend(files.map(contents));
         indexes.push(tool_variables(&settings.environment));
         indexes.extend(
             tool_files(settings)
