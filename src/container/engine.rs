@@ -65,7 +65,14 @@ impl Engine {
             }
         };
         let docker = docker.with_request_modifier(with_url_safe_auth);
-        match docker.version().await {
+        let mut tries = 1;
+        let answer = loop {
+            match docker.version().await {
+                Err(error) if tries < TRIES && was_closed_before(&error) => tries += 1,
+                answer => break answer,
+            }
+        };
+        match answer {
             Ok(version) => Ok(Engine {
                 docker,
                 address,
@@ -125,6 +132,15 @@ fn names_nvidia(info: &SystemInfo) -> bool {
     let mut devices = devices.filter_map(|device| device.id.as_deref());
     runtimes.into_iter().any(|(name, _)| name == "nvidia")
         || devices.any(|id| id.starts_with("nvidia.com/gpu"))
+}
+
+/// Tries for an engine that hangs up without a word.
+const TRIES: u32 = 10;
+
+/// Whether the connection was gone before it was used. With TLS 1.3 an engine that does not accept the
+/// certificate closes one that is open already; its word on it is heard only by who is asking by then.
+fn was_closed_before(error: &bollard::errors::Error) -> bool {
+    cause_of::<hyper::Error>(error as &(dyn Error + 'static)).is_some_and(hyper::Error::is_canceled)
 }
 
 /// `1.41` as numbers.
