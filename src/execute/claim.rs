@@ -250,40 +250,40 @@ async fn start_in_time(
     const AT_ONCE: Duration = Duration::from_secs(3);
     const LONGEST: Duration = Duration::from_secs(180);
     const PAUSE: Duration = Duration::from_secs(1);
-    let is_lost = |refused: &Refused| matches!(refused, Refused::Api(ApiError::Unreachable { .. }));
-    match tokio::time::timeout(UNSEEN, start(session, task, taking, attempt)).await {
-        Ok(Err(refused)) if is_lost(&refused) => {}
-        Ok(done) => return done,
-        Err(_) => {}
-    }
     let begin = tokio::time::Instant::now();
-    loop {
-        match tasks::standing(session, &task.id).await {
-            Err(ApiError::Unreachable { .. }) if begin.elapsed() < LONGEST => {
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-            now => match may_start(now?.as_ref(), task, taking) {
-                May::IsStarted => return Ok(()),
-                May::No => {
-                    return Err(Refused::TakenByAnother {
-                        id: task.id.clone(),
-                    });
-                }
-                May::Start => {}
-            },
-        }
-        match tokio::time::timeout(AT_ONCE, start(session, task, taking, attempt)).await {
-            Ok(Err(refused)) if is_lost(&refused) => {}
+    let mut limit = UNSEEN;
+    for tries in 1.. {
+        match tokio::time::timeout(limit, start(session, task, taking, attempt)).await {
+            Ok(Err(Refused::Api(ApiError::Unreachable { .. }))) | Err(_) => {}
             Ok(done) => return done,
-            Err(_) if begin.elapsed() < LONGEST => {}
-            Err(_) => {
-                return Err(Refused::TakenByAnother {
-                    id: task.id.clone(),
-                });
+        }
+        limit = AT_ONCE;
+        let now = loop {
+            match tasks::standing(session, &task.id).await {
+                Err(ApiError::Unreachable { .. }) if begin.elapsed() < LONGEST => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                now => break now?,
+            }
+        };
+        match may_start(now.as_ref(), task, taking) {
+            May::IsStarted => return Ok(()),
+            May::No => break,
+            May::Start if begin.elapsed() < LONGEST => {}
+            May::Start => {
+                let no_answer = ApiError::Unreachable {
+                    host: session.host().to_owned(),
+                    cause: "no answer to the start in time".into(),
+                    tries,
+                    waited: begin.elapsed(),
+                };
+                return Err(no_answer.into());
             }
         }
     }
+    Err(Refused::TakenByAnother {
+        id: task.id.clone(),
+    })
 }
 
 /// What a start may do whose answer was lost.
@@ -296,8 +296,7 @@ enum May {
 
 fn may_start(now: Option<&tasks::Standing>, before: &Task, taking: &Taking<'_>) -> May {
     let Some(now) = now else { return May::No };
-    let message = changed_by(taking.worker);
-    if now.status == Status::InProgress && now.status_message.as_deref() == Some(&message) {
+    if is_started(now, taking.worker) {
         return May::IsStarted;
     }
     let claim = now.said(CLAIM);
@@ -306,6 +305,12 @@ fn may_start(now: Option<&tasks::Standing>, before: &Task, taking: &Taking<'_>) 
         true => May::Start,
         false => May::No,
     }
+}
+
+/// Whether a start came through of which only the answer was lost.
+fn is_started(now: &tasks::Standing, worker: &str) -> bool {
+    now.status == Status::InProgress
+        && now.status_message.as_deref() == Some(changed_by(worker).as_str())
 }
 
 /// Says whose it is, and sets it in progress.
@@ -369,15 +374,12 @@ async fn undo(session: &Session, task: &Task, taken_from: TakenFrom, worker: &st
         let Some(now) = tasks::standing(session, id).await? else {
             return Ok(Left::AsItWas);
         };
-        // The start may have come through all the same, only not its answer.
-        let is_started = now.status == Status::InProgress
-            && now.status_message.as_deref() == Some(message.as_str());
         match taken_from {
             TakenFrom::Queue(queue) if now.status == Status::Queued => {
                 queues::add_task(session, &queue, id).await?;
                 Ok(Left::AsItWas)
             }
-            TakenFrom::Queue(queue) if is_started => {
+            TakenFrom::Queue(queue) if is_started(&now, worker) => {
                 tasks::finish(session, id, FinalStatus::Stopped, note).await?;
                 tasks::enqueue(session, id, &queue).await?;
                 Ok(Left::AsItWas)
@@ -386,7 +388,7 @@ async fn undo(session: &Session, task: &Task, taken_from: TakenFrom, worker: &st
                 tasks::finish(session, id, FinalStatus::Stopped, note).await?;
                 Ok(Left::Stopped)
             }
-            TakenFrom::Nowhere if is_started && task.status != Status::InProgress => {
+            TakenFrom::Nowhere if is_started(&now, worker) && task.status != Status::InProgress => {
                 tasks::finish(session, id, FinalStatus::Stopped, note).await?;
                 Ok(Left::Stopped)
             }

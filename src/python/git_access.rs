@@ -171,8 +171,7 @@ mod tests {
     use crate::python::Variables;
     use crate::python::requirements::{Reading, parse};
 
-    #[test]
-    fn logins_leave_the_addresses() {
+    fn list_of(text: &str) -> List {
         let env = Variables::new();
         let reading = Reading {
             origin: "test",
@@ -181,10 +180,15 @@ mod tests {
             env: &env,
             original: None,
         };
+        parse(text, &reading).unwrap()
+    }
+
+    #[test]
+    fn logins_leave_the_addresses() {
         let text = "x @ git+https://u:p%40ss@H:8443/o/x.git@main#subdirectory=s ; python_version > '3'\n\
                     git+https://tok@g/o/y@v1/a\ngit+https://h:443/o/z\ngit+ssh://git:pw@h/o/w\nsix\n\
                     git+git@h:o/v.git";
-        let mut list = parse(text, &reading).unwrap();
+        let mut list = list_of(text);
         assert_eq!(
             take_from(&mut list),
             [
@@ -230,14 +234,6 @@ mod tests {
 
     #[test]
     fn which_lines_git_must_fetch() {
-        let env = Variables::new();
-        let reading = Reading {
-            origin: "test",
-            folder: Path::new("/"),
-            root: Path::new("/"),
-            env: &env,
-            original: None,
-        };
         for (line, fetched) in [
             ("git+https://h/o/x.git@main#egg=x", true),
             ("x @ git+ssh://git@h/o/x", true),
@@ -247,7 +243,7 @@ mod tests {
             ("x @ https://h/o/x/archive/main.zip", false),
             ("six", false),
         ] {
-            let list = parse(line, &reading).unwrap();
+            let list = list_of(line);
             assert_eq!(repository(&list.lines[0]).is_some(), fetched, "{line}");
         }
     }
